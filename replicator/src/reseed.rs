@@ -49,3 +49,15 @@ pub async fn empty(source: &Client, target: &Client, what: &Reseed<'_>) -> Resul
         .replace("{{generation}}", &sql_generation(what.generation)?.to_string());
     target.batch_execute(&sql).await.map_err(refused("empty the shadow"))
 }
+
+/// Notes in the database behind `target` that `stream` begins with a copy, as in one that was emptied for it: where that holds no table, and knows
+/// nothing of the stream.
+pub async fn awaits_copy(target: &Client, stream: &str, generation: u64) -> Result<(), Error> {
+    let sql = format!(
+        "INSERT INTO godwit.progress (stream, applied_lsn, copied, generation) SELECT {}, '0/0', false, {} \
+         WHERE NOT EXISTS (SELECT FROM godwit.user_tables()) ON CONFLICT DO NOTHING",
+        literal(stream),
+        sql_generation(generation)?
+    );
+    target.batch_execute(&sql).await.map_err(refused("note that a copy is to come"))
+}

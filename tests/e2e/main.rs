@@ -38,6 +38,7 @@ mod manager;
 mod mirrored;
 mod modes;
 mod network;
+mod placements;
 mod postgres_front;
 mod preflight;
 mod programs;

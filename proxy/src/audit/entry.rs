@@ -96,7 +96,7 @@ pub enum Entry {
         resource: String,
         /// Who.
         by: String,
-        /// `shadow`, `replication` or `scaling`.
+        /// `shadow`, `replication` or `scaling`; `placements`, where the files have its shadow in another zone.
         section: String,
         /// As it was.
         before: serde_json::Value,

@@ -13,7 +13,7 @@ use replicator::drift::Filling;
 use replicator::error::Cause;
 use replicator::postgres::slot::{self, Lane};
 use replicator::status::{Phase, StreamStatus};
-use replicator::{Lsn, extensions, fence, identity, lanes, synchronous};
+use replicator::{Lsn, extensions, fence, identity, lanes, reseed, synchronous};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
@@ -260,7 +260,15 @@ impl Streams {
         let name = slot::slot_name(&self.resource, generation.0);
         // Where there is a copy, a stream does more good than none: what stands in the way of a move is told, and keeps it.
         let is_copied = matches!(copied(&to, &name).await, Ok(Some(true)));
-        if generation == Generation(1) && !is_copied {
+        let (is_at, epoch) = (
+            fence::state(&from, &self.resource).await.map_err(chain)?,
+            fence::state(&to, &self.resource).await.map_err(chain)?,
+        );
+        let is_primary =
+            is_at.as_ref().is_some_and(|epoch| epoch.generation >= generation.0 && !epoch.fenced);
+        // Never ours: the shadow's placement is another one than the last move left.
+        let is_new = epoch.is_none() && is_primary;
+        if (generation == Generation(1) || is_new) && !is_copied {
             // Named before anything is changed.
             let policy = self.policy();
             super::drift::identified(&policy, &self.resource, &from).await?;
@@ -276,14 +284,15 @@ impl Streams {
                 extensions::seed(&from, &to).await.map_err(chain)?;
             }
         }
-        let epoch = fence::state(&to, &self.resource).await.map_err(chain)?;
         fence::install(&to, &self.resource, generation.0).await.map_err(chain)?;
+        if generation.0 > 1 && is_new {
+            reseed::awaits_copy(&to, &name, generation.0).await.map_err(chain)?;
+        }
         let found = identity::of(&from).await.map_err(chain)?;
         let known = identity::of_checkpoint(&to, &name).await.map_err(chain)?;
         if let (Some(known), Some(found)) = (known, found) {
             known.expect(found, &name).map_err(chain)?;
         }
-        let is_at = fence::state(&from, &self.resource).await.map_err(chain)?;
         let is_behind = epoch.is_some_and(|epoch| epoch.generation < generation.0);
         if is_behind && is_at.is_none() && copied(&to, &name).await?.is_none() {
             // Nothing may say of it that it is open, nor of the target that it is none: the target may be the only one that has anything.
@@ -310,7 +319,6 @@ impl Streams {
                 Some(_) if copied.is_some() => return Ok(()),
                 Some(_) => without_checkpoint(&name, target),
             };
-            let is_primary = is_at.is_some_and(|epoch| epoch.generation >= generation.0 && !epoch.fenced);
             if is_primary && is_behind {
                 // A primary that was lost, or restored as it was before the move: nobody may take it for one. What was never ours is not touched, nor
                 // what may be the primary, where the source was never opened as one.

@@ -8,6 +8,7 @@ pub mod changes;
 pub mod comparison;
 pub mod election;
 pub mod fronts;
+mod known;
 mod placing;
 mod probing;
 mod remembered;
@@ -28,7 +29,7 @@ use replicator::lead::Candidate;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::audit::Audit;
+use crate::audit::{Audit, Entry as Audited};
 use crate::causes::chain;
 use crate::clock;
 use crate::config::model::{Config, Driver, OutsideDriver, Resource, Way};
@@ -62,6 +63,8 @@ use crate::links::Links;
 use crate::lock::lock;
 use crate::store::{Journal, PlacedRow};
 
+use known::Known;
+
 pub use anew::Anew;
 pub use placing::{Placed, candidates, settle};
 
@@ -74,6 +77,8 @@ pub struct Led {
     state: State,
     /// Its primary could not be asked whether that is so.
     unheard: bool,
+    /// Where its shadow was, if that is another zone by now.
+    replaced: Option<Zone>,
     /// Its front; none on a node that only serves the link.
     pub front: Option<Arc<ResourceFront>>,
     /// Its PostgreSQL front, likewise.
@@ -94,6 +99,7 @@ pub struct Begun {
     live: Arc<Live>,
     state: State,
     unheard: bool,
+    replaced: Option<Zone>,
     drivers: BTreeMap<String, ZoneDriver>,
     looking: BTreeMap<String, LookingUp>,
 }
@@ -113,39 +119,10 @@ pub fn lead_all(config: &Config, journal: &Journal) -> Result<Vec<Begun>> {
 /// As [`lead_all`], of one.
 fn lead(config: &Config, resource: &Resource, journal: &Journal) -> Result<Begun> {
     let name = &resource.name;
-    let known = journal.latest(name)?;
     let now = clock::now();
-    // Where another node may have led it, a journal of one's own may be old.
     let others = config.node.lease.is_some();
-    let placed = if others { journal.placed(name)? } else { None };
-    let fits = |placed: &PlacedRow| settle(config, resource, &placed.primary, &placed.shadow).is_ok();
-    // Not the newest that was left may be what could be read of it.
-    let newer = |placed: &PlacedRow| {
-        let unheard_of = |known: &State| !resource.has_database() && known.run.is_some();
-        let not_older = |known: &State| placed.generation >= known.generation.0 || unheard_of(known);
-        placed.generation == 0 || known.as_ref().is_none_or(not_older)
-    };
-    let went_on = placed.iter().zip(&known).any(|(placed, known)| placed.generation < known.generation.0);
-    let placed = placed.filter(|placed| fits(placed) && newer(placed));
-    let left = placed.as_ref().and_then(|placed| left_newer(resource, placed, known.as_ref(), now));
-    let (primary, shadow) = match (placed.clone(), &known) {
-        // Which of the two serves, the databases say.
-        (Some(PlacedRow { primary, shadow, .. }), _)
-            if resource.has_database() && shadow == resource.primary =>
-        {
-            (shadow, primary)
-        }
-        (Some(PlacedRow { primary, shadow, .. }), _) => (primary, shadow),
-        (None, Some(state)) => (state.primary.to_string(), state.shadow.to_string()),
-        (None, None) => placing::first(config, resource, None)?,
-    };
-    for zone in [&primary, &shadow] {
-        if resource.flexible.is_none() && !resource.placements.contains_key(zone) {
-            bail!(
-                "resource {name}: the journal says that {zone} is one of its zones, and the configuration has no placement there"
-            );
-        }
-    }
+    let Known { state: known, replaced, placed, left, went_on, zones: [primary, shadow] } =
+        known::read(config, resource, journal, now)?;
     let located = located(config, resource, &primary, &shadow)?;
     let newest = left.as_ref().or(known.as_ref());
     let found = remembered::state(&located, [&primary, &shadow], newest, others, went_on, now)?;
@@ -161,7 +138,12 @@ fn lead(config: &Config, resource: &Resource, journal: &Journal) -> Result<Begun
             journal.append(&state, "Adopted", now, None)?;
             state
         }
-        (None, Some(state)) => state,
+        (None, Some(state)) => {
+            if replaced.is_some() {
+                journal.append(&state, "ShadowReplaced", now, None)?;
+            }
+            state
+        }
         (None, None) => {
             let first = State::first(name, primary.as_str().into(), shadow.as_str().into(), now);
             journal.append(&first, "FirstStart", now, None)?;
@@ -174,28 +156,19 @@ fn lead(config: &Config, resource: &Resource, journal: &Journal) -> Result<Begun
     if lost {
         journal.note_lost(&state, now)?;
     }
+    if let Some(before) = &replaced {
+        // That a placement elsewhere was given back says nothing of this one.
+        journal.forget_retirement(name)?;
+        let shadow = &state.shadow;
+        tracing::warn!(resource = %name, %before, %shadow, "the configuration has the shadow in another zone: what is in the old one is not touched");
+    }
     let mut begun = begin(config, resource, state)?;
     if resource.http.is_some()
         && let Some(looking) = begun.looking.get_mut(&*begun.state.primary.0)
     {
         looking.needs_one();
     }
-    Ok(Begun { unheard, ..begun })
-}
-
-/// Where another node had a resource with a database, if that is newer than the journal (`known`), or than a first start. Only its primary
-/// knows more: it is to be heard.
-fn left_newer(
-    resource: &Resource,
-    placed: &PlacedRow,
-    known: Option<&State>,
-    now: Timestamp,
-) -> Option<State> {
-    let newest = known.map_or(Generation(1), |known| known.generation);
-    let generation = Generation(placed.generation);
-    let [primary, shadow] = [&placed.primary, &placed.shadow].map(|zone| Zone::from(zone.as_str()));
-    (resource.has_database() && generation > newest)
-        .then(|| State { generation, ..State::first(&resource.name, primary, shadow, now) })
+    Ok(Begun { unheard, replaced, ..begun })
 }
 
 /// Where another node had the resource, if its databases did not say, and the journal (`known`) says something else.
@@ -293,13 +266,13 @@ fn begin(config: &Config, resource: &Resource, state: State) -> Result<Begun> {
     learn(&live, &drivers)?;
     let placements = live.load().placements.clone();
     let looking = placements.into_iter().map(|(zone, placement)| (zone, LookingUp::begin(&placement.http)));
-    Ok(Begun { looking: looking.collect(), live, state, unheard: false, drivers })
+    Ok(Begun { looking: looking.collect(), live, state, unheard: false, replaced: None, drivers })
 }
 
 impl Begun {
     /// Builds its front for where it stands: closed where a database may be fenced.
     pub fn build(self, config: &Config, recorder: &Arc<Recorder>) -> Result<Led> {
-        let Self { live, state, unheard, drivers, mut looking } = self;
+        let Self { live, state, unheard, replaced, drivers, mut looking } = self;
         let settings = live.load();
         let name = &settings.name;
         let mut reaches = BTreeMap::new();
@@ -336,7 +309,7 @@ impl Begun {
             anyhow::Ok(front)
         });
         let (front, postgres) = (front.transpose()?, postgres.transpose()?);
-        Ok(Led { live, state, unheard, front, postgres, reaches, drivers })
+        Ok(Led { live, state, unheard, replaced, front, postgres, reaches, drivers })
     }
 }
 
@@ -392,10 +365,19 @@ impl Leading {
 
     /// Starts a resource's controller and what belongs to it.
     pub fn start(&self, led: Led) -> ResourceHandle {
-        let Led { live, state, unheard, front, postgres, reaches, drivers } = led;
+        let Led { live, state, unheard, replaced, front, postgres, reaches, drivers } = led;
         let shared = &self.shared;
         let (stop, own) = (shared.stop.child_token(), TaskTracker::new());
         let resource = live.load();
+        if let Some(before) = replaced {
+            shared.audit.note(Audited::Changed {
+                resource: resource.name.clone(),
+                by: "configuration".to_owned(),
+                section: "placements".to_owned(),
+                before: serde_json::json!({ "shadow": before.to_string() }),
+                after: serde_json::json!({ "shadow": state.shadow.to_string() }),
+            });
+        }
         // Another node may have opened what a takeover that has not begun is to open.
         if unheard || state.run.as_ref().is_some_and(|run| run.taken_over && !run.sequenced) {
             let (journal, anew) = (shared.journal.clone(), shared.anew.clone());
