@@ -43,6 +43,7 @@ use crate::leading::comparison::Comparison;
 use crate::leading::election::Election;
 use crate::leading::fronts::Fronts;
 use crate::leading::running::Running;
+use crate::leading::successor::Inheritance;
 use crate::leading::{self, Anew, Leading, Shared};
 use crate::links::Links;
 use crate::notify;
@@ -61,14 +62,6 @@ const LOOK: Duration = Duration::from_millis(10);
 const LAST_WRITE: Duration = Duration::from_secs(2);
 /// How long the parts may take to end.
 const SHUTDOWN: Duration = Duration::from_secs(8);
-
-/// Where a resource's fronts listen, each with its key.
-fn listens(resource: &Resource) -> Vec<(SocketAddr, String)> {
-    let http = resource.http.as_ref().map(|front| (front.listen, "http"));
-    let postgres = resource.postgres.as_ref().map(|front| (front.listen, "postgres"));
-    let key = |(address, kind)| (address, format!("resources.{}.fronts.{kind}.listen", resource.name));
-    http.into_iter().chain(postgres).map(key).collect()
-}
 
 /// Runs a node until SIGTERM or SIGINT, or until SIGQUIT makes it the next program; `file` is where its configuration is from.
 pub fn run(config: Config, file: &Path) -> Result<()> {
@@ -128,6 +121,12 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     }
     let overlay = Arc::new(OverlayFile::open(&config.node.state)?);
     let comparison = Arc::new(Comparison::new(file.to_owned(), overlay.clone()));
+    let leaves = Inheritance {
+        comparison: comparison.clone(),
+        journal: journal.clone(),
+        sockets: sockets.clone(),
+        link: config.node.link.as_ref().map(|link| link.listen),
+    };
     let belongings = Belongings {
         file: file.to_owned(),
         state: config.node.state.clone(),
@@ -169,7 +168,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     let addresses = postgres.iter().map(|front| front.settings.listen).chain(routes.listeners());
     sockets.only(addresses.chain([config.node.admin.listen]));
     // Bound here rather than on pingora's threads: what is taken is said at once.
-    for (address, key) in config.resources.values().flat_map(listens) {
+    for (address, key) in config.resources.values().flat_map(Resource::listens) {
         sockets.listener(address).with_context(|| key)?;
     }
     let learner = Learner::start(&config.node.state, crate::rng::seed())?;
@@ -241,11 +240,12 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         history: history.clone(),
         audit: audit.clone(),
         runtime: runtime.handle().clone(),
+        leaves,
     });
     let signals = Signals::new(&upgrade, &sockets, node, heard, &anew, leaving);
     tracing::info!(node = %config.node.name, zone = %config.node.zone, admin = %config.node.admin.listen, "godwit runs");
 
-    let listeners = config.resources.values().flat_map(listens).map(|(address, _)| address);
+    let listeners = config.resources.values().flat_map(Resource::listens).map(|(address, _)| address);
     let listeners = listeners.collect();
     runtime.spawn(stop.clone().run_until_cancelled_owned(ready(listeners)));
     if fronts.is_empty() && postgres.is_empty() {
@@ -360,6 +360,8 @@ struct Settling {
     audit: Audit,
     /// Where the parts run; signals come on another.
     runtime: tokio::runtime::Handle,
+    /// What the next program starts with.
+    leaves: Inheritance,
 }
 
 #[async_trait]
@@ -371,6 +373,12 @@ impl upgrade::Node for Settling {
             moves(&view.phase).then(|| format!("{name} is being moved ({}): when it soaks", view.phase))
         });
         moved.or_else(|| self.changes.holds().then(|| "requests are held".to_owned()))
+    }
+
+    async fn accepts(&self) -> Result<(), String> {
+        let leaves = self.leaves.clone();
+        let looked = self.runtime.spawn_blocking(move || leaves.suffices().map_err(|why| format!("{why:#}")));
+        looked.await.map_err(|error| error.to_string())?
     }
 
     fn announce(&self, leave: bool) {

@@ -1,7 +1,8 @@
 //! The program replaced under the node's clients: SIGQUIT has the process execute the file that it was started from, anew.
 //!
 //! ```text
-//! SIGQUIT → no migration under way, and the new program accepts the configuration ─ otherwise: refused, nothing happens
+//! SIGQUIT → no migration under way, and the new program would start with the configuration, what the API changed of it, and the journal
+//!           ─ otherwise: refused, nothing happens
 //!         → answers say `Connection: close`, for as long as connections are kept, at most [`FAREWELL`]
 //!         → controllers, streams, admin, history end; requests go on being served, they need none of these
 //!         → sockets: accepted from no more; connections wait in the kernel ([`Sockets`]), HTTP/2 is told GOAWAY
@@ -64,6 +65,8 @@ pub fn nothing_handed_over() -> io::Result<OwnedFd> {
 pub trait Node: Send + Sync {
     /// Why it cannot be now.
     fn refuses(&self) -> Option<String>;
+    /// Whether the next program would lead what this one does; in words why not.
+    async fn accepts(&self) -> Result<(), String>;
     /// Has answers say that the connection closes, or no more.
     fn announce(&self, leave: bool);
     /// Ends everything that requests do not need.
@@ -210,6 +213,7 @@ impl Signals {
             return Err(why);
         }
         self.upgrade.accepts().await?;
+        self.node.accepts().await?;
         self.node.announce(true);
         // Whoever is left has heard it, or has said nothing for so long.
         let _ = tokio::time::timeout(FAREWELL, self.idle()).await;

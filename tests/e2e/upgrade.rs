@@ -272,6 +272,48 @@ async fn a_program_that_would_not_start_replaces_nothing() -> Result<()> {
     Ok(())
 }
 
+/// What a check of the files alone does not see: the next program would have ended with an error, and the service with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_could_not_lead_replaces_nothing() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let [near, far] = &playground.zones;
+    let load = load(&playground, 50.0, "refused");
+    let as_it_is = std::fs::read_to_string(&playground.config)?;
+    let zone = "\n  third: {country: FR}\ndrivers:\n";
+    let elsewhere = |zone_of: &str| {
+        let text = as_it_is.replace("\ndrivers:\n", zone);
+        text.replace(&format!("\n      {zone_of}:\n"), "\n      third:\n")
+    };
+    let left = elsewhere(&near.name).replace(&format!("primary: {}", near.name), "primary: third");
+    std::fs::write(&playground.config, left)?;
+    leader.node.signal(Signal::QUIT)?;
+    logged(&mut leader, "the program is not replaced now", 1).await?;
+    logged(&mut leader, &format!("served in {}", near.name), 1).await?;
+
+    let scaling = format!("/api/v1/resources/{}/scaling", godwit::demo::zone::RESOURCE);
+    let (_, tag) = leader.client.fetch_tagged::<serde_json::Value>(&scaling).await?;
+    let less = serde_json::json!({ "capacity": { &near.name: 2, &far.name: 1 } });
+    leader.client.replace::<serde_json::Value>(&scaling, &less, &tag).await?;
+    std::fs::write(&playground.config, elsewhere(&far.name))?;
+    leader.node.signal(Signal::QUIT)?;
+    logged(&mut leader, "the program is not replaced now", 2).await?;
+    logged(&mut leader, "is not a zone with a placement of this resource", 1).await?;
+
+    let before = load.snapshot().succeeded;
+    served(&leader, &load, before + 50).await?;
+    ensure!(!leader.node.tail(10_000).contains("are taken over"), "{}", leader.node.tail(30));
+    let outcome = load.stop().await;
+    ensure!(outcome.failures.is_empty(), "{:#?}", outcome.failures);
+
+    // Without that, another zone of the shadow is no reason.
+    leader.client.call_with(http::Method::DELETE, &scaling, None, &[]).await?;
+    replaced(&mut leader, 1).await?;
+    leader.until("its shadow is there", |view| view.shadow == "third" && view.phase == "shadowing").await?;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upgrade_waits_for_requests_and_is_given_up_for_the_end() -> Result<()> {
     let playground = Playground::start(&options(false)?).await?;

@@ -7,7 +7,9 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 
 use crate::config::model::{Config, Placement, Resource};
+use crate::config::overlay::OverlayText;
 use crate::config::{self, ConfigErrors};
+use crate::leading::changes;
 
 /// How the answer is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -26,7 +28,16 @@ const INVALID: u8 = 3;
 ///
 /// In a table, problems go to standard error.
 pub fn run(path: &Path, format: Format) -> ExitCode {
-    print(answer(path, &config::load(path), format), format)
+    print(answer(path, &loaded(path), format), format)
+}
+
+/// As a node would start with it: with what the API changed, where that is, and this user may read it.
+fn loaded(path: &Path) -> Result<Config, ConfigErrors> {
+    let plain = config::load(path)?;
+    match OverlayText::read(&plain.node.state) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(plain),
+        _ => changes::load(path),
+    }
 }
 
 /// Prints what is wrong with `path`, or with what the API changed of it.
@@ -272,7 +283,7 @@ resources:
         fs::write(folder.path().join("password"), "hunter2\n").expect("written");
         let path = folder.path().join("godwit.yaml");
         fs::write(&path, yaml).expect("written");
-        let (text, status) = answer(&path, &config::load(&path), format);
+        let (text, status) = answer(&path, &loaded(&path), format);
         assert!(!text.contains("hunter2"), "{text}");
         (text.replace(&format!("{}/", folder.path().display()), ""), status)
     }
@@ -301,8 +312,23 @@ resources:
     #[test]
     fn a_missing_file_is_a_problem() {
         let path = Path::new("/nonexistent/godwit.yaml");
-        let (text, status) = answer(path, &config::load(path), Format::Table);
+        let (text, status) = answer(path, &loaded(path), Format::Table);
         assert_eq!(status, 3);
         insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn what_the_api_changed_must_fit() {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("password"), "hunter2\n").expect("written");
+        let path = folder.path().join("godwit.yaml");
+        let state = folder.path().join("kept");
+        fs::create_dir(&state).expect("made");
+        fs::write(&path, VALID.replace("threads: 2", "threads: 2, state: kept")).expect("written");
+        let capacity = r#"{"by": "ann", "at_ms": 1, "value": {"capacity": {"gone": 2}}}"#;
+        let text = format!(r#"{{"version": 1, "changed": {{"orders": {{"scaling": {capacity}}}}}}}"#);
+        fs::write(state.join("overlay.json"), text).expect("written");
+        let (text, status) = answer(&path, &loaded(&path), Format::Table);
+        assert!(status == 3 && text.contains("overlay.json") && text.contains("gone"), "{text}");
     }
 }

@@ -68,7 +68,7 @@ enum Command {
         #[arg(short, long, value_name = "FILE", default_value = "/etc/godwit/godwit.yaml")]
         config: PathBuf,
     },
-    /// Check a configuration and report every problem in it.
+    /// Check a configuration and report every problem in it; with what the API changed, where its state directory has that.
     Check {
         /// The configuration.
         #[arg(value_name = "FILE", default_value = "/etc/godwit/godwit.yaml")]

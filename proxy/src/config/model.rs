@@ -253,6 +253,14 @@ impl Resource {
         self.has_front() && self.placements.values().any(|placement| placement.postgres.is_some())
     }
 
+    /// Where its fronts listen, each with its key.
+    pub fn listens(&self) -> Vec<(SocketAddr, String)> {
+        let http = self.http.as_ref().map(|front| (front.listen, "http"));
+        let postgres = self.postgres.as_ref().map(|front| (front.listen, "postgres"));
+        let key = |(address, kind)| (address, format!("resources.{}.fronts.{kind}.listen", self.name));
+        http.into_iter().chain(postgres).map(key).collect()
+    }
+
     /// The placement that is not `primary`: two placements are what this version moves between.
     pub fn other(&self, zone: &str) -> Option<&Placement> {
         self.placements.values().find(|placement| placement.zone != zone)

@@ -119,6 +119,23 @@ impl Sockets {
         listener.map_err(|source| ListenError { address, source })
     }
 
+    /// Whether the next program, which listens on `wanted`, gets a socket on `address`: it inherits it, or nobody else has it. `link` is where this
+    /// one listens by itself. What shares its port with a socket that closes for it can only be seen then.
+    pub fn may_listen(
+        &self,
+        address: SocketAddr,
+        wanted: &[SocketAddr],
+        link: Option<SocketAddr>,
+    ) -> Result<(), ListenError> {
+        let kept = lock(&self.kept);
+        let mut held = kept.keys().copied().chain(link);
+        let closes = |held: SocketAddr| held.port() == address.port() && !wanted.contains(&held);
+        if held.any(|held| held == address || closes(held)) {
+            return Ok(());
+        }
+        at_address(address).map(drop).map_err(|source| ListenError { address, source })
+    }
+
     /// Closes what nobody serves any more: the rest is for `addresses`.
     pub fn only(&self, addresses: impl IntoIterator<Item = SocketAddr>) {
         let wanted: std::collections::BTreeSet<SocketAddr> = addresses.into_iter().collect();
@@ -139,10 +156,16 @@ impl Sockets {
     }
 }
 
-fn bound(address: SocketAddr) -> io::Result<TcpListener> {
+/// A socket at this address on which nobody is heard yet.
+fn at_address(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+fn bound(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = at_address(address)?;
     socket.listen(QUEUE)?;
     socket.set_nonblocking(true)?;
     Ok(socket.into())
@@ -254,6 +277,21 @@ mod tests {
         assert_eq!(&said, b"hello");
         next.only([one]);
         assert!(TcpListener::bind(other).is_ok(), "what nobody serves is closed");
+    }
+
+    #[test]
+    fn an_address_that_another_program_has_is_known_before() {
+        let (kept, new) = (free(), free());
+        let sockets = Sockets::default();
+        let _served = sockets.listener(kept).expect("bound");
+        let any = SocketAddr::new([0, 0, 0, 0].into(), kept.port());
+        for (address, wanted) in [(kept, vec![kept]), (new, vec![kept, new]), (any, vec![any])] {
+            sockets.may_listen(address, &wanted, None).expect("it may");
+        }
+        assert!(sockets.may_listen(any, &[kept, any], None).is_err(), "both at once");
+        let _other = TcpListener::bind(new).expect("bound");
+        assert!(sockets.may_listen(new, &[kept, new], None).is_err(), "another program's");
+        sockets.may_listen(new, &[kept, new], Some(new)).expect("its own link's");
     }
 
     #[test]

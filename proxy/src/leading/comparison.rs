@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use serde::{Deserialize, Serialize};
 
 use crate::config::entries::{Difference, Entry, Texts, diff};
+use crate::config::model::Config;
 use crate::config::overlay::OverlayText;
 use crate::config::{ConfigErrors, load_with};
 use crate::lock::lock;
@@ -68,7 +69,7 @@ impl Comparison {
             Err(error) => (Vec::new(), Some(error.to_string())),
         };
         let invalid = match &unreadable {
-            None => load_with(&self.file, Some(&self.overlay_text())).err().map(|errors| errors.to_string()),
+            None => self.written().err().map(|errors| errors.to_string()),
             Some(_) => None,
         };
         let view = Arc::new(ConfigView { entries: running.to_vec(), differences, unreadable, invalid });
@@ -84,7 +85,15 @@ impl Comparison {
         if self.first.as_ref() == Some(&self.texts()) {
             return Ok(false);
         }
-        load_with(&self.file, Some(&self.overlay_text())).map(|_| true)
+        self.written().map(|_| true)
+    }
+
+    /// What a node would start with now.
+    ///
+    /// # Errors
+    /// It could not.
+    pub fn written(&self) -> Result<Config, ConfigErrors> {
+        load_with(&self.file, Some(&self.overlay_text()))
     }
 
     /// What differs between the files and what runs.

@@ -14,6 +14,7 @@ mod probing;
 mod remembered;
 mod renamed;
 pub mod running;
+pub mod successor;
 #[cfg(test)]
 mod whole;
 
