@@ -161,6 +161,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
 
     let begun = leading::lead_all(&config, &journal)?;
     belongings.settled.store(true, Ordering::Release);
+    leading::taken_out::warn(&config, &journal)?;
     let led = begun.into_iter().map(|begun| begun.build(&config, &recorder)).collect::<Result<Vec<_>>>()?;
     let fronts: Vec<_> = led.iter().filter_map(|led| led.front.clone()).collect();
     let routes = Routes::new(&fronts)?;

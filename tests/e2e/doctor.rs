@@ -44,8 +44,24 @@ async fn a_doctor_says_no_go_until_every_blocker_is_mended() -> Result<()> {
         ensure!(answer.text.contains(&line), "no {line:?} in {}", answer.text);
     }
 
+    // Of a resource that was taken out of the files, in whichever database; another program's slot is its own matter.
+    for slot in ["godwit_taken_out_g3", "others"] {
+        replicator::postgres::slot::create_slot(&primary, slot).await?;
+    }
+    let answer = doctor(playground.admin, &[RESOURCE]).await?;
+    let line = format!("warning  {here}: godwit_taken_out_g3: nobody reads this slot, it keeps ");
+    ensure!(
+        answer.text.contains(&line) && !answer.text.contains(": others: nobody reads"),
+        "{}",
+        answer.text
+    );
+    ensure!(!answer.text.contains(&format!(": godwit_{RESOURCE}_g")), "{}", answer.text);
+
     drop(superuser);
     primary.batch_execute("ALTER TABLE keyless ADD PRIMARY KEY (id)").await?;
+    for slot in ["godwit_taken_out_g3", "others"] {
+        replicator::postgres::slot::drop_slot(&primary, slot).await?;
+    }
     for zone in [near, far] {
         let server = replicator::postgres::connect(&zone.dsn(SUPERUSER), "an administrator").await?;
         server.batch_execute("ALTER SYSTEM SET max_slot_wal_keep_size = '64GB'").await?;

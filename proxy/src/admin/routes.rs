@@ -227,7 +227,9 @@ async fn examination(
     let handle = find(&state, &id)?;
     let (view, resource) = (handle.view.load_full(), &handle.live.load());
     let zones = [&*view.primary, &*view.shadow];
-    Ok(Json(Box::pin(doctor::examine(resource, zones, handle.verifications.differing())).await))
+    let configured = state.running.config().resources.keys().cloned().collect();
+    let differing = handle.verifications.differing();
+    Ok(Json(Box::pin(doctor::examine(resource, zones, differing, &configured)).await))
 }
 
 #[derive(Deserialize)]

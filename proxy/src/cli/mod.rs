@@ -187,7 +187,7 @@ enum Command {
     },
     /// Reserve a resource on a running node: Godwit chooses its shadow's zone and provisions it.
     Reserve(reserve::Reserve),
-    /// Drop a resource that was reserved: its shadow is deprovisioned.
+    /// Drop a resource that was reserved: its shadow is deprovisioned. Of one that was taken out of the files: nothing is left of it.
     Release {
         /// The resource.
         resource: String,

@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use migration::policy::Caches;
+use migration::units::ByteCount;
 use replicator::Error;
 use replicator::caches;
 use replicator::drift::{self, Difference, Mend};
 use replicator::error::Cause;
-use replicator::postgres::{Dsn, quote_ident};
+use replicator::postgres::slot::{self, Orphan};
+use replicator::postgres::{Dsn, quote_ident, quote_literal};
 use replicator::preflight::{Finding, Severity, Side, check_for, has_copy, retention};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
@@ -58,11 +60,12 @@ pub struct DoctorView {
 }
 
 /// Examines both services, and both databases over connections of its own. What cannot be examined is a blocker: it is not known to be well.
-/// `differing`: tables whose rows a verification found to differ.
+/// `differing`: tables whose rows a verification found to differ; `configured`: every resource of the node.
 pub async fn examine(
     resource: &Resource,
     [primary, shadow]: [&str; 2],
     differing: BTreeSet<String>,
+    configured: &BTreeSet<String>,
 ) -> DoctorView {
     let both = format!("{primary}, {shadow}");
     let mut found: Vec<FindingView> =
@@ -74,6 +77,13 @@ pub async fn examine(
         let source = database(resource, primary, &[Side::Source], &mut found).await;
         // The way back starts there: it must fulfil what a source must, too.
         let target = database(resource, shadow, &[Side::Target, Side::Source], &mut found).await;
+        for (zone, client) in [(primary, &source), (shadow, &target)] {
+            let Some(client) = client else { continue };
+            match slot::orphans(client, configured.iter().map(String::as_str)).await {
+                Ok(orphans) => found.extend(orphans.into_iter().map(|slot| unread(zone, slot))),
+                Err(error) => found.push(unexamined(zone, chain(error))),
+            }
+        }
         if let (Some(source), Some(target)) = (source, target) {
             match preflight::compared(&source, &target, &resource.policy, logins(resource)).await {
                 Ok(findings) => found.extend(views(&both, findings)),
@@ -152,6 +162,24 @@ fn differs(resource: &str, zone: &str, table: String) -> FindingView {
         problem: verification::DIFFER.into(),
         remedy: Some(verification::mend(resource, &table)),
         subject: table,
+    }
+}
+
+/// Of a resource that was taken out of the configuration, or that another node leads and does not read now.
+fn unread(zone: &str, Orphan { name, database, retained_bytes }: Orphan) -> FindingView {
+    FindingView {
+        severity: "warning".into(),
+        zone: zone.into(),
+        problem: format!(
+            "nobody reads this slot, it keeps {} of WAL, and no resource of this node has it",
+            ByteCount(retained_bytes)
+        ),
+        remedy: Some(format!(
+            "if no other node has its resource, in database {}: SELECT pg_drop_replication_slot({}); see docs/operations.md, \"Taking a resource out\"",
+            quote_ident(&database),
+            quote_literal(&name)
+        )),
+        subject: name,
     }
 }
 

@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::comparison::{Comparison, ConfigView};
 use super::fronts::Fronts;
 use super::running::Running;
-use super::{Leading, Led, Placed, lead_anew, note_reserved, placing};
+use super::{Leading, Led, Placed, lead_anew, note_reserved, placing, taken_out};
 use crate::audit::Entry as Audited;
 use crate::causes::chain;
 use crate::clock;
@@ -263,7 +263,7 @@ impl Changes {
     }
 
     /// Drops a resource that the API reserved: its shadow is deprovisioned, its front closes. The primary's database and
-    /// workers stay as they are.
+    /// workers stay as they are. Of one that is in the files no more, what a person has taken away is not missed any longer.
     pub async fn release(&self, name: &str) -> Result<(), ChangeError> {
         let _turn = self.turn.lock().await;
         if !self.reserved(name) {
@@ -273,7 +273,12 @@ impl Changes {
                     "{name} is in {file}, not reserved by the API: take it out there"
                 ))
             } else {
-                ChangeError::Unknown(name.to_owned())
+                let forgotten = taken_out::forget(&self.leading.shared().journal, name, clock::now());
+                match forgotten.map_err(|error| ChangeError::Failed(chain(error)))? {
+                    Ok(true) => return Ok(()),
+                    Ok(false) => ChangeError::Unknown(name.to_owned()),
+                    Err(why) => ChangeError::Conflict(why),
+                }
             });
         }
         let handle = self.running.resources().get(name).cloned();

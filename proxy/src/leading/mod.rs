@@ -15,6 +15,7 @@ mod remembered;
 mod renamed;
 pub mod running;
 pub mod successor;
+pub mod taken_out;
 #[cfg(test)]
 mod whole;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
-use migration::cutover::{Outcome, State};
+use migration::cutover::{Outcome, Phase, State};
 use migration::policy::ReplicationMode;
 use migration::units::{Generation, Timestamp, Zone};
 use migration::world::Undone;
@@ -292,6 +292,19 @@ impl Journal {
             return Err(damaged("its checksum does not match".into()));
         }
         record::decode(&text).map(Some).map_err(damaged)
+    }
+
+    /// The last state of each resource that has a shadow by it, or a migration under way, by name.
+    pub fn kept(&self) -> Result<Vec<State>, StoreError> {
+        let names = || -> rusqlite::Result<Vec<String>> {
+            let connection = self.connection();
+            let sql = "SELECT resource FROM journal WHERE sequence IN (SELECT max(sequence) FROM journal GROUP BY resource) \
+                       AND phase <> ? ORDER BY resource";
+            let mut statement = connection.prepare_cached(sql)?;
+            statement.query_map([Phase::Idle.name()], |row| row.get(0))?.collect()
+        };
+        let names = names().map_err(self.database())?;
+        names.iter().filter_map(|name| self.latest(name).transpose()).collect()
     }
 
     /// Forgets where a resource stands, if it still stands there with no migration: the databases of its two zones are to be asked anew. False: it does

@@ -340,6 +340,41 @@ pub async fn slots_of(client: &Client, resource: &str) -> Result<Vec<SlotInfo>, 
     Ok(found)
 }
 
+/// A slot of Godwit's that nobody reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Orphan {
+    /// Its name.
+    pub name: String,
+    /// Its database: it can be dropped there only.
+    pub database: String,
+    /// WAL that it keeps.
+    pub retained_bytes: u64,
+}
+
+/// Slots of this server, in whichever database, that are named as Godwit's, that nobody reads, and that are of none of these resources.
+pub async fn orphans<'r>(
+    client: &Client,
+    resources: impl Iterator<Item = &'r str> + Clone,
+) -> Result<Vec<Orphan>, Error> {
+    let found =
+        look(client, "slot_name ~ '^godwit_' AND NOT active AND slot_type = 'logical' AND NOT temporary")
+            .await?;
+    let mut orphans = Vec::new();
+    for slot in found {
+        if is_own(&slot.name) && !resources.clone().any(|resource| is_slot_of(&slot.name, resource)) {
+            let sql = "SELECT database::text FROM pg_catalog.pg_replication_slots WHERE slot_name = $1";
+            let row = client.query_opt(sql, &[&slot.name]).await;
+            let Some(row) = row.map_err(Error::database("look at replication slots"))? else { continue };
+            orphans.push(Orphan {
+                name: slot.name,
+                database: row.get(0),
+                retained_bytes: slot.retained_bytes,
+            });
+        }
+    }
+    Ok(orphans)
+}
+
 /// Sessions of our role here that make a slot, and what each waits for: the server begins a slot only when every transaction that has written has
 /// ended, in whichever database.
 const HELD_UP: &str = "\
