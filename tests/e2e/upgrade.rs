@@ -292,6 +292,7 @@ async fn a_program_that_could_not_lead_replaces_nothing() -> Result<()> {
     logged(&mut leader, "the program is not replaced now", 1).await?;
     logged(&mut leader, &format!("served in {}", near.name), 1).await?;
 
+    std::fs::write(&playground.config, &as_it_is)?;
     let scaling = format!("/api/v1/resources/{}/scaling", godwit::demo::zone::RESOURCE);
     let (_, tag) = leader.client.fetch_tagged::<serde_json::Value>(&scaling).await?;
     let less = serde_json::json!({ "capacity": { &near.name: 2, &far.name: 1 } });
@@ -308,7 +309,9 @@ async fn a_program_that_could_not_lead_replaces_nothing() -> Result<()> {
     ensure!(outcome.failures.is_empty(), "{:#?}", outcome.failures);
 
     // Without that, another zone of the shadow is no reason.
+    std::fs::write(&playground.config, &as_it_is)?;
     leader.client.call_with(http::Method::DELETE, &scaling, None, &[]).await?;
+    std::fs::write(&playground.config, elsewhere(&far.name))?;
     replaced(&mut leader, 1).await?;
     leader.until("its shadow is there", |view| view.shadow == "third" && view.phase == "shadowing").await?;
     Ok(())
