@@ -310,7 +310,8 @@ async fn a_program_that_could_not_lead_replaces_nothing() -> Result<()> {
 
     // Without that, another zone of the shadow is no reason.
     std::fs::write(&playground.config, &as_it_is)?;
-    leader.client.call_with(http::Method::DELETE, &scaling, None, &[]).await?;
+    let (_, tag) = leader.client.fetch_tagged::<serde_json::Value>(&scaling).await?;
+    leader.client.call_with(http::Method::DELETE, &scaling, None, &[("if-match", tag.as_str())]).await?;
     std::fs::write(&playground.config, elsewhere(&far.name))?;
     replaced(&mut leader, 1).await?;
     leader.until("its shadow is there", |view| view.shadow == "third" && view.phase == "shadowing").await?;
