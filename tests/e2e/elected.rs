@@ -313,6 +313,37 @@ async fn a_node_that_stood_still_in_a_move_begins_anew() -> Result<()> {
     lost_nothing(&playground, &view.shadow, &outcome).await
 }
 
+/// The one that undid its move has led and gone meanwhile: nobody has the lease, and the database that was to be opened refuses that for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_committed_move_was_undone_while_it_stood_still_begins_anew() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let near = &playground.zones[0];
+    let front = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+    let elsewhere = (format!("listen: \"{}\"", playground.front), format!("listen: \"{front}\""));
+    let members = [Member::new(&playground, "one", &[])?, Member::new(&playground, "other", &[elsewhere])?];
+    let stops = playground.directory.join("stops");
+    std::fs::create_dir(&stops)?;
+    std::fs::write(stops.join("committed"), "")?;
+    let mut one = members[0].start(&[("GODWIT_TEST_STOPS", &stops.to_string_lossy())])?;
+    let before = one.ready().await?;
+    let mut other = members[1].start(&[])?;
+    stands_by(&mut other, "one").await?;
+    one.migrate(&before.shadow).await?;
+    until("it is committed", async || Ok(stops.join("committed.reached").exists())).await?;
+    one.node.signal(Signal::STOP)?;
+    leads(&mut other).await?;
+    other.ready().await?;
+    drop(other);
+    std::fs::remove_file(stops.join("committed.reached"))?;
+    one.node.signal(Signal::CONT)?;
+    let serves = |view: &ResourceView| view.primary == near.name && view.phase == "shadowing";
+    let view = one.until("it goes on from what was undone", serves).await?;
+    ensure!(view.generation == before.generation, "{view:#?}");
+    let load = load(&playground, 60.0, "undone");
+    one.until("it serves", |_| load.snapshot().acknowledged > 20).await?;
+    lost_nothing(&playground, &near.name, &load.stop().await).await
+}
+
 /// Committed in the journal of a node that was lost before it began, a takeover is what nobody else goes on with, nor that one once another has led:
 /// the primary is there, and acknowledges.
 #[tokio::test(flavor = "multi_thread")]

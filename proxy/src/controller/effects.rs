@@ -76,6 +76,8 @@ pub struct Hands {
     pub events: Arc<Events>,
     /// This node, where several may lead.
     pub(super) me: Option<Candidate>,
+    /// Has it begin anew, and says why.
+    pub(super) begins_anew: Box<dyn Fn(String) + Send + Sync>,
     reports: mpsc::UnboundedSender<Report>,
     /// What the last fence told so far: the sequences to set.
     pub(super) fenced: watch::Sender<Fenced>,
@@ -124,6 +126,7 @@ impl Hands {
         audit: Audit,
         events: Arc<Events>,
         me: Option<Candidate>,
+        begins_anew: Box<dyn Fn(String) + Send + Sync>,
         reports: mpsc::UnboundedSender<Report>,
     ) -> Self {
         Self {
@@ -141,6 +144,7 @@ impl Hands {
             audit,
             events,
             me,
+            begins_anew,
             reports,
             fenced: watch::Sender::default(),
             held_since: std::sync::Mutex::default(),

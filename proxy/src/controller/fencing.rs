@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use migration::cutover::{Phase, Run, State};
 use migration::units::{Generation, Position, Zone};
-use replicator::Lsn;
 use replicator::fence::{self, FenceSpec};
 use replicator::large_objects::Left;
 use replicator::sequences::{self, SequenceState};
+use replicator::{Error, Lsn};
 
 use super::databases::Purpose;
 use super::effects::{Failure, Hands};
@@ -152,6 +152,12 @@ impl Hands {
                 fence::open_committed(&client, &self.resource.name, generation.0, run, end, self.me.as_ref()),
                 self.take_marker_snapshot(zone, generation)
             );
+            if let (Err(Error::Fenced(why)), Some(_), Some(_)) = (&opened, end, &self.me)
+                && fence::is_undone(&client, run).await.is_ok_and(|undone| undone)
+            {
+                // It would be refused for ever. The node that undid it may be gone, and its lease this one's again.
+                (self.begins_anew)(format!("resource {}: {why}", self.resource.name));
+            }
             return opened.map_err(chain);
         }
         // A fence that is still going up, of this process or of one that died, must be over first. This one's task was cancelled when the run

@@ -407,6 +407,7 @@ impl Leading {
         let zones = zones.map(|placement| placement.zone.clone()).collect();
         let slots = SlotWatch::start(&resource.name, zones, &databases, resource.policy.step, &stop);
         let (reports, answers) = tokio::sync::mpsc::unbounded_channel();
+        let anew = shared.anew.clone();
         let hands = Arc::new(Hands::new(
             live,
             front,
@@ -420,6 +421,7 @@ impl Leading {
             shared.audit.clone(),
             shared.events.clone(),
             shared.holder.clone(),
+            Box::new(move |why| anew.begin(why)),
             reports,
         ));
         if let Some(front) = &hands.front {
