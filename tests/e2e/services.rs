@@ -44,6 +44,7 @@ fn settings(home: &Path, workers: usize, ports: &[u16]) -> Result<ProcessDriver>
         argv: [PROGRAM, "demo-orders", "--listen", "{listen}", "--dsn", "{dsn}"].map(str::to_owned).to_vec(),
         listen: ports[..workers].iter().map(listen).collect(),
         service_dsn: format!("postgres://orders_app@{database}/orders"),
+        environment: std::collections::BTreeMap::new(),
         ready: "/readyz".into(),
         cluster: Some(ProcessCluster {
             bin: installed(15).context("PostgreSQL 15")?,
@@ -59,6 +60,7 @@ fn without_cluster(home: &Path, argv: &[&str], listen: SocketAddr) -> ProcessDri
         argv: argv.iter().map(ToString::to_string).collect(),
         listen: vec![listen],
         service_dsn: String::new(),
+        environment: std::collections::BTreeMap::new(),
         ready: "/healthz".into(),
         cluster: None,
     }

@@ -1,5 +1,6 @@
 //! How placements are provisioned.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use super::model::{Driver, ProcessCluster, ProcessDriver};
 use super::raw::Value;
 use super::secret;
 use super::walk::{Item, Section};
+use crate::feeds::external::Secret;
 use crate::feeds::external::egress::Egress;
 
 mod outside;
@@ -51,6 +53,7 @@ struct Service {
     argv: Vec<String>,
     listen: Vec<SocketAddr>,
     dsn: String,
+    environment: BTreeMap<String, Secret>,
     ready: String,
 }
 
@@ -73,6 +76,7 @@ fn process_driver<'a>(
         argv: service.argv,
         listen: service.listen,
         service_dsn: service.dsn,
+        environment: service.environment,
         ready: service.ready,
         cluster: cluster.map_or(Some(None), |cluster| cluster.map(Some))?,
     })
@@ -93,12 +97,16 @@ fn service_of<'a>(
         Some(item) => service_dsn(&item, around),
         None => Some(String::new()),
     };
+    let environment = match section.optional("env") {
+        Some(item) => outside::environment(&item, around),
+        None => Some(BTreeMap::new()),
+    };
     let ready = match section.optional("ready") {
         Some(item) => item.url_path(),
         None => Some("/healthz".to_owned()),
     };
     section.finish();
-    Some(Service { argv: argv?, listen: listen?, dsn: dsn?, ready: ready? })
+    Some(Service { argv: argv?, listen: listen?, dsn: dsn?, environment: environment?, ready: ready? })
 }
 
 fn arguments(item: &Item<'_>, service: &Section<'_>) -> Option<Vec<String>> {

@@ -565,8 +565,10 @@ pub struct ProcessDriver {
     pub argv: Vec<String>,
     /// Where worker i listens; as many as the placement's capacity.
     pub listen: Vec<SocketAddr>,
-    /// What the service connects to, text for `{dsn}`; may hold a password, so `Debug` leaves it out.
+    /// What the service connects to, text for `{dsn}` and the workers' `DATABASE_URL`; may hold a password, so `Debug` leaves it out.
     pub service_dsn: String,
+    /// Environment variables of the workers beside the few that are passed on.
+    pub environment: BTreeMap<String, Secret>,
     /// Path that answers 200 when a worker is ready.
     pub ready: String,
     /// A cluster to start (and create when missing).

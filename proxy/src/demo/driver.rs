@@ -126,6 +126,7 @@ fn settings(options: &Options, request: &Request) -> ProcessDriver {
         argv: [&program, "demo-orders", "--listen", "{listen}", "--dsn", "{dsn}"].map(str::to_owned).to_vec(),
         listen: options.workers.clone(),
         service_dsn: format!("postgres://{SERVICE_ROLE}@{}/{DATABASE}", options.database),
+        environment: std::collections::BTreeMap::new(),
         ready: "/healthz".into(),
         cluster: Some(ProcessCluster {
             bin: options.bin.clone(),

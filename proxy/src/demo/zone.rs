@@ -277,6 +277,7 @@ impl Playground {
                 .to_vec(),
                 listen: workers.clone(),
                 service_dsn: url(SERVICE_ROLE, database),
+                environment: std::collections::BTreeMap::new(),
                 ready: "/healthz".into(),
                 cluster: Some(ProcessCluster {
                     bin: options.bins[index].clone(),

@@ -35,6 +35,14 @@ pub use ledger::Action;
 /// How long an operation may take unless it says otherwise.
 pub const DEADLINE: Duration = Duration::from_mins(10);
 
+/// What a program gets of this process' environment, whose secrets are not for it.
+const PASSED_ON: [&str; 4] = ["PATH", "HOME", "LANG", "TZ"];
+
+/// Those of these variables that there are.
+fn passed_on(names: &[&'static str]) -> impl Iterator<Item = (&'static str, std::ffi::OsString)> {
+    names.iter().filter_map(|name| Some((*name, std::env::var_os(name)?)))
+}
+
 /// What a placement has at the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlacementStatus {

@@ -144,7 +144,7 @@ fn terms(section: &mut Section<'_>, around: &Surroundings<'_>) -> Option<Terms> 
 }
 
 /// Text, or secrets.
-fn environment(item: &Item<'_>, around: &Surroundings<'_>) -> Option<BTreeMap<String, Secret>> {
+pub(super) fn environment(item: &Item<'_>, around: &Surroundings<'_>) -> Option<BTreeMap<String, Secret>> {
     let mut found = Some(BTreeMap::new());
     for (name, item) in item.named("values")? {
         let value = match item.value() {

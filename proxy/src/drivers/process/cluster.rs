@@ -7,6 +7,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use super::PASSED_ON;
+use crate::drivers::passed_on;
+
 /// A cluster operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
@@ -274,6 +277,9 @@ impl Cluster {
         };
         command
             .args(arguments)
+            // What is secret to us is no business of whoever may run code in there.
+            .env_clear()
+            .envs(passed_on(&PASSED_ON))
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(clone(&capture)?)
@@ -296,4 +302,29 @@ fn read_from_start(mut file: std::fs::File) -> std::io::Result<Vec<u8>> {
     let mut text = Vec::with_capacity(file.metadata()?.len() as usize);
     file.read_to_end(&mut text)?;
     Ok(text)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_server_does_not_get_the_environment() {
+        let home = tempfile::tempdir().unwrap();
+        let all_may_read = std::fs::Permissions::from_mode(0o755);
+        let program = home.path().join("pg_ctl");
+        std::fs::write(&program, "#!/bin/sh\nenv\n").unwrap();
+        for path in [home.path(), &program] {
+            std::fs::set_permissions(path, all_may_read.clone()).unwrap();
+        }
+        let data = home.path().join("data");
+        let cluster = Cluster { bin: home.path().to_owned(), data, host: "127.0.0.1".into(), port: 1 };
+        let output = cluster.output("pg_ctl", &[]).unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && text.contains("PATH="), "{text}");
+        assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some() && !text.contains("CARGO_"), "{text}");
+    }
 }

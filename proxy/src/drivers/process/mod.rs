@@ -31,6 +31,8 @@ mod workers;
 /// Superuser of the clusters that [`Cluster::init`] makes.
 const SUPERUSER: &str = "postgres";
 const CONNECT: Duration = Duration::from_secs(1);
+/// What workers and PostgreSQL get of this process' environment: what programs are found, read and written by.
+const PASSED_ON: [&str; 7] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH"];
 
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]
@@ -423,6 +425,7 @@ mod tests {
             argv: Vec::new(),
             listen: vec![closed],
             service_dsn: String::new(),
+            environment: std::collections::BTreeMap::new(),
             ready: "/healthz".into(),
             cluster: Some(ProcessCluster { bin, data: data.clone(), listen: closed }),
         });

@@ -17,13 +17,16 @@ use rustix::process::Signal;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::PASSED_ON;
 use super::identity::Identity;
 use crate::config::model::ProcessDriver;
 use crate::drivers::error::io;
-use crate::drivers::{DriverError, UnreadyWorker};
+use crate::drivers::{DriverError, UnreadyWorker, passed_on};
 
 /// Environment variable by which a worker is recognised when its pid file is missing.
 const MARK: &str = "GODWIT_WORKER";
+/// Environment variable with the service's connection string: what stands in a command line everybody on the machine can read.
+const DSN: &str = "DATABASE_URL";
 /// A log longer than this is set aside when its worker starts again.
 const LOG_BYTES: u64 = 16 << 20;
 /// How much of a log an error quotes.
@@ -134,8 +137,13 @@ impl Workers {
         let path = self.file(index, "log");
         let log = open_log(&path).map_err(|source| io(format!("open {}", path.display()), source))?;
         let error = log.try_clone().map_err(|source| io(format!("open {}", path.display()), source))?;
+        let dsn = Some(&self.settings.service_dsn).filter(|dsn| !dsn.is_empty());
         let child = Command::new(&program)
             .args(argv)
+            .env_clear()
+            .envs(passed_on(&PASSED_ON))
+            .envs(dsn.map(|dsn| (DSN, dsn)))
+            .envs(self.settings.environment.iter().map(|(name, value)| (name, &value.0)))
             .env(MARK, self.file(index, "pid"))
             .stdin(Stdio::null())
             .stdout(log)
@@ -371,6 +379,36 @@ fn tail(path: &Path) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::feeds::external::Secret;
+
+    #[test]
+    fn a_worker_gets_what_is_for_it() {
+        let home = tempfile::tempdir().unwrap();
+        let written = home.path().join("environment");
+        let script = "env > \"$0.new\"; mv \"$0.new\" \"$0\"; exec sleep 600";
+        let argv = ["/bin/sh", "-c", script, &written.display().to_string()].map(str::to_owned).to_vec();
+        let mut workers = Workers::new(ProcessDriver {
+            directory: home.path().to_owned(),
+            argv,
+            listen: Vec::new(),
+            service_dsn: "postgres://shop:pw@127.0.0.1/shop".into(),
+            environment: [("TOKEN".to_owned(), Secret("s3cret".into()))].into(),
+            ready: "/healthz".into(),
+            cluster: None,
+        });
+        workers.start(0, ([127, 0, 0, 1], 1).into()).unwrap();
+        while !written.exists() {
+            std::thread::sleep(PAUSES.0);
+        }
+        workers.kill_all().unwrap();
+        let text = std::fs::read_to_string(&written).unwrap();
+        for line in ["DATABASE_URL=postgres://shop:pw@127.0.0.1/shop", "TOKEN=s3cret"] {
+            assert!(text.lines().any(|one| one == line), "{text}");
+        }
+        // What is set for this process only.
+        assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some());
+        assert!(!text.contains("CARGO_MANIFEST_DIR"), "{text}");
+    }
 
     #[test]
     fn quotes_the_last_lines_only() {
