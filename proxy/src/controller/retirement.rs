@@ -48,14 +48,26 @@ pub(super) struct Retiring {
     /// What is to be given back; none: nothing.
     pub(super) row: Option<RetirementRow>,
     last: Option<std::time::Instant>,
-    /// How often it was refused.
-    refused: u32,
+    /// How often it was tried in vain.
+    failed: u32,
     /// Why it was not, the last time.
     problem: Option<String>,
     /// Why the old primary of this generation's move is not given back: another node led then, and was lost.
     kept: Option<(Generation, String)>,
     /// Who drops the resource, and waits for the end of its shadow.
     leaving: Option<oneshot::Sender<Result<(), Denied>>>,
+}
+
+impl Retiring {
+    /// Between the last attempt and the next one.
+    fn pause(&self) -> Duration {
+        (AGAIN.0 * 2_u32.saturating_pow(self.failed.saturating_sub(1))).min(AGAIN.1)
+    }
+
+    fn has_failed(&mut self, why: String) {
+        self.failed = self.failed.saturating_add(1);
+        self.problem = Some(why);
+    }
 }
 
 impl Machine {
@@ -105,7 +117,7 @@ impl Machine {
             return self.forget_retirement_or_warn();
         }
         let now = crate::clock::monotonic();
-        let pause = (AGAIN.0 * 2_u32.saturating_pow(self.retiring.refused.saturating_sub(1))).min(AGAIN.1);
+        let pause = self.retiring.pause();
         let soon = self.retiring.last.is_some_and(|last| now.duration_since(last) < pause);
         // What is under way ends by itself: another attempt in its place would never let it say what it found.
         if soon || self.is_running(END) {
@@ -187,8 +199,7 @@ impl Machine {
         if let Some(reply) = self.retiring.leaving.take() {
             let _ = reply.send(Err(Denied::Conflict(format!("{zone} is not deprovisioned: {why}"))));
         } else if self.retiring.row.is_some() {
-            self.retiring.refused = self.retiring.refused.saturating_add(1);
-            self.retiring.problem = Some(format!("{zone} is kept: {why}"));
+            self.retiring.has_failed(format!("{zone} is kept: {why}"));
             self.publish();
         }
     }
@@ -241,7 +252,7 @@ impl Machine {
                 *row = over;
                 self.retiring.problem = None;
             }
-            Err(why) => self.retiring.problem = Some(why),
+            Err(why) => self.retiring.has_failed(why),
         }
         self.publish();
     }
@@ -401,6 +412,17 @@ mod tests {
 
     use super::*;
     use crate::store::Ended;
+
+    #[test]
+    fn what_cannot_be_given_back_is_tried_ever_more_rarely() {
+        let mut retiring = Retiring::default();
+        let mut pauses = Vec::new();
+        for _ in 0..9 {
+            retiring.has_failed("near is not deprovisioned: not today".into());
+            pauses.push(retiring.pause().as_secs());
+        }
+        assert_eq!(pauses, [5, 10, 20, 40, 80, 160, 300, 300, 300]);
+    }
 
     #[test]
     fn what_was_to_be_given_back_is_not_after_a_further_move() {

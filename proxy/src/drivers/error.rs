@@ -9,7 +9,7 @@ use super::process;
 /// What to do about a [`DriverError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DriverErrorKind {
-    /// Never by itself: the request is wrong, or the thing is not ours.
+    /// The request is wrong, or the thing is not ours: not again at once. A person has to put it right.
     Refused,
     /// Another operation holds the placement: try again.
     Busy,
