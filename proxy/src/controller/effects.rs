@@ -101,6 +101,8 @@ pub(super) type Failure = String;
 
 /// How long the release waits for sessions of the database that are still getting ready.
 const READY: Duration = Duration::from_secs(1);
+/// How long everything about a placement may take that is not its driver's: a database is warmed up for minutes.
+const PREPARED: Duration = Duration::from_mins(10);
 
 /// What there is of both sides as they were at the end marker.
 enum AtMarker {
@@ -210,13 +212,22 @@ impl Hands {
     /// Carries out `effect`, wanted by `state`, within its patience. Cancelling it is safe; a fence goes on in the server until
     /// whoever undoes it ends its session there.
     pub async fn perform(&self, effect: &Effect, state: &State) -> Result<(), Failure> {
-        let Some(patience) = patience(effect) else { return self.carry_out(effect, state).await };
+        let patience = match effect {
+            Effect::ProvisionShadow { zone } | Effect::Scale { zone, .. } => Some(self.time_to_scale(zone)),
+            other => patience(other),
+        };
+        let Some(patience) = patience else { return self.carry_out(effect, state).await };
         if let Ok(result) = tokio::time::timeout(patience, self.carry_out(effect, state)).await {
             return result;
         }
         // Whatever connection it waited on may be dead without saying so.
         self.databases.forget_all().await;
         Err(format!("not done within {} s", patience.as_secs()))
+    }
+
+    /// How long it may take until a placement has its workers, and its database is ready for them.
+    pub(super) fn time_to_scale(&self, zone: &Zone) -> Duration {
+        PREPARED + self.driver(zone).map_or(Duration::ZERO, |driver| driver.deadline)
     }
 
     async fn carry_out(&self, effect: &Effect, state: &State) -> Result<(), Failure> {
@@ -662,7 +673,7 @@ fn patience(effect: &Effect) -> Option<Duration> {
         | Effect::Compare
         | Effect::CheckGuards
         | Effect::CloseRun { .. } => None,
-        Effect::ProvisionShadow { .. } | Effect::Scale { .. } => Some(Duration::from_mins(10)),
+        Effect::ProvisionShadow { .. } | Effect::Scale { .. } => Some(PREPARED),
         Effect::TakeOver { .. } => Some(Duration::from_mins(3)),
         // Shorter than what the machine gives it, so that it is said what was in the way.
         Effect::MakeReverseSlot { .. } => Some(Duration::from_secs(25)),

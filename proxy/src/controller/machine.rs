@@ -637,7 +637,8 @@ impl Machine {
 
     fn request(&self, to: Zone, trigger: Trigger) -> (String, Event) {
         let id = crate::rng::id();
-        let limits = Limits::of(&self.hands.policy());
+        let scale = self.hands.time_to_scale(&to);
+        let limits = Limits { scale, ..Limits::of(&self.hands.policy()) };
         (id.clone(), Event::MigrateRequested { id, to, trigger, limits })
     }
 
