@@ -28,6 +28,7 @@ use crate::clock;
 use crate::config::model::{Config, Resource};
 use crate::controller::events::Events;
 use crate::controller::freezes::Freezes;
+use crate::drivers::groups;
 use crate::feeds::external::board::FeedBoard;
 use crate::feeds::external::fetch::Reach;
 use crate::feeds::external::runner;
@@ -264,6 +265,10 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         // Returns after SIGTERM or SIGINT, when the requests in flight have ended or their grace is over, and for an upgrade.
         server.run(RunArgs { shutdown_signal: Box::new(signals) });
     }
+    if anew.why().is_some() {
+        // Whoever leads by now has drivers of its own do something else.
+        groups::end_all();
+    }
     changes.write_out(LAST_WRITE);
     if anew.why().is_some() {
         stop.cancel();
@@ -278,6 +283,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         if let Some(traces) = &traces {
             traces.end(LAST_WRITE);
         }
+        groups::end_all();
         let error = upgrade.execute(sockets.handed_over().context("the sockets cannot be handed over")?);
         return Err(error).context("the next program cannot be executed");
     }

@@ -85,6 +85,11 @@ impl Fleet {
         self.home.join("asked.jsonl")
     }
 
+    /// Of the scripts that were asked to provision, the process ids.
+    pub(crate) fn provisions(&self) -> PathBuf {
+        self.home.join("provisions")
+    }
+
     /// Requests that the script was asked so far.
     pub(crate) fn asked(&self, verb: &str) -> Vec<Value> {
         let text = std::fs::read_to_string(self.log()).unwrap_or_default();
@@ -106,11 +111,13 @@ impl Fleet {
         // Written down, then refused or held while a file says so, then done.
         let text = format!(
             "#!/bin/sh\nread -r request\nprintf '%s\\n' \"$request\" >> {log}\n\
+             case \"$request\" in *'\"verb\":\"provision\"'*) echo $$ >> {provisions};; esac\n\
              case \"$request\" in *'\"verb\":\"scale\"'*) [ ! -e {broken} ] || exit 1;; esac\n\
              while [ -e {hold} ]; do sleep 0.05; done\n\
              printf '%s\\n' \"$request\" | {PROGRAM} demo-driver --home {home} --bin {bin} \
              --database 127.0.0.1:{database}{workers}\n",
             log = self.log().display(),
+            provisions = self.provisions().display(),
             hold = self.home.join("hold").display(),
             broken = self.home.join("broken").display(),
             home = self.home.display(),
@@ -303,6 +310,39 @@ async fn a_chosen_zone_is_provisioned_once_moved_to_and_back() -> Result<()> {
     until(&mut node, &client, RESOURCE, "it is back", |view| view.primary == near && movable(view)).await?;
     let outcome = load.stop().await;
     ensure!(outcome.totals.failed == 0 && outcome.totals.acknowledged > 20, "{:#?}", outcome.failures);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_program_has_none_of_the_drivers_programs_beside_its_own() -> Result<()> {
+    let fleet = Fleet::new(&policy("")).await?;
+    let client = fleet.client();
+    let hold = fleet.home.join("hold");
+    std::fs::write(&hold, "")?;
+    let mut node = fleet.start()?;
+    let provisions = || -> Vec<PathBuf> {
+        let text = std::fs::read_to_string(fleet.provisions()).unwrap_or_default();
+        text.lines().map(|pid| Path::new("/proc").join(pid)).collect()
+    };
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    for asked in [1, 2] {
+        while provisions().len() < asked {
+            node.check()?;
+            ensure!(tokio::time::Instant::now() < deadline, "asked {asked} times\n{}", node.tail(40));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        if asked == 1 {
+            ensure!(provisions()[0].exists(), "it is held");
+            node.signal(Signal::QUIT)?;
+        }
+    }
+    let provisions = provisions();
+    ensure!(!provisions[0].exists(), "the one before goes on, or is a zombie\n{}", node.tail(40));
+    ensure!(provisions[1].exists(), "it is held");
+    std::fs::remove_file(&hold)?;
+    until(&mut node, &client, RESOURCE, "the shadow is ready", movable).await?;
+    let asked = fleet.asked("provision");
+    ensure!(asked.iter().all(|one| one["operation"] == asked[0]["operation"]), "{asked:#?}");
     Ok(())
 }
 

@@ -1,27 +1,30 @@
 //! The `exec` driver: a program of the operator's. The request goes to its standard input, the answer comes as JSON
 //! lines from its standard output, what it says on standard error goes to the log.
 //!
-//! It gets a bare environment and what the configuration gives it. At the deadline, or when nobody waits any more, its
-//! whole process group is killed.
+//! It gets a bare environment and what the configuration gives it. At the deadline, when nobody waits any more, or before
+//! this process becomes another program its whole process group is killed.
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::process::Stdio;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader, Take};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::contract::{LONGEST, Outcome, Request, Said, outside, parse, short};
+use super::groups::{self, Group};
 use super::outside::Carrier;
-use super::{DriverError, DriverErrorKind};
+use super::{DriverError, DriverErrorKind, PASSED_ON, passed_on};
 use crate::config::model::ExecDriver;
 
-/// What the program gets of this process' environment.
-const PASSED_ON: [&str; 4] = ["PATH", "HOME", "LANG", "TZ"];
 /// How long it may take to end after its answer.
 const END: Duration = Duration::from_secs(5);
+/// How long reading what a program that has ended left in its pipes may take.
+const LEFT: Duration = Duration::from_secs(1);
 
 /// Runs the program once for each request.
 #[derive(Clone, Debug)]
@@ -39,25 +42,24 @@ impl Exec {
         self.settings.argv.first().map(PathBuf::from).unwrap_or_default()
     }
 
-    fn spawn(&self) -> Result<Child, DriverError> {
+    fn spawn(&self) -> Result<(Child, Group), DriverError> {
         let program = self.program();
-        let variable = |name: &'static str| std::env::var_os(name).map(move |value| (name, value));
         let given = self.settings.environment.iter().map(|(name, value)| (name, &value.0));
-        Command::new(&program)
+        let mut command = Command::new(&program);
+        command
             .args(self.settings.argv.get(1..).unwrap_or_default())
             .env_clear()
-            .envs(PASSED_ON.into_iter().filter_map(variable))
+            .envs(passed_on(&PASSED_ON))
             .envs(given)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             // What it starts ends with it, and a Ctrl-C on the terminal is not for it.
             .process_group(0)
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| {
-                outside(DriverErrorKind::Failed, format!("{} cannot be started: {error}", program.display()))
-            })
+            .kill_on_drop(true);
+        groups::all().start(|| command.spawn()).map_err(|error| {
+            outside(DriverErrorKind::Failed, format!("{} cannot be started: {error}", program.display()))
+        })
     }
 
     async fn converse(&self, request: &Request, child: &mut Child) -> Result<Outcome, DriverError> {
@@ -66,26 +68,31 @@ impl Exec {
         let mut text = serde_json::to_vec(request).map_err(|error| failed(error.to_string()))?;
         text.push(b'\n');
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (last, complained) = watch::channel(String::new());
         let complaints =
-            AbortOnDropHandle::new(tokio::spawn(complaints(stderr, name.clone(), request.clone())));
+            AbortOnDropHandle::new(tokio::spawn(complaints(stderr, name.clone(), request.clone(), last)));
         if let Some(mut stdin) = stdin {
             // A program that answers without reading its input is right, too.
             let _ = stdin.write_all(&text).await;
         }
-        let said = match stdout {
-            Some(stdout) => listen(stdout, request, &name).await.map_err(failed)?,
-            None => None,
-        };
-        let status = tokio::time::timeout(END, child.wait())
+        let stdout = stdout.ok_or_else(|| failed("has no standard output".into()))?;
+        let mut lines = Lines::of(stdout);
+        let said = while_it_runs(child, lines.answer(request, &name)).await.map_err(failed)?.flatten();
+        let ended = tokio::time::timeout(END, async {
+            while_it_runs(child, lines.nothing_more()).await?;
+            child.wait().await.map_err(|error| error.to_string())
+        });
+        let status = ended
             .await
-            .map_err(|_| failed(format!("did not end within {} s of its answer", END.as_secs())))?
-            .map_err(|error| failed(error.to_string()))?;
+            .unwrap_or_else(|_| Err(format!("did not end within {} s of its answer", END.as_secs())))
+            .map_err(failed)?;
         match said {
             Some(Said::Result(outcome)) if status.success() => Ok(outcome),
             Some(Said::Error(kind, message)) => Err(outside(kind, format!("{name}: {message}"))),
             Some(Said::Result(_)) => Err(failed(format!("gave a result and ended with {status}"))),
             Some(Said::Progress(_)) | None => {
-                let last = complaints.await.unwrap_or_default();
+                let _ = tokio::time::timeout(LEFT, complaints).await;
+                let last = complained.borrow().clone();
                 let last = if last.is_empty() { last } else { format!(": {last}") };
                 Err(failed(format!("ended with {status} and without an answer{last}")))
             }
@@ -100,8 +107,7 @@ impl Carrier for Exec {
     }
 
     async fn ask(&self, request: &Request) -> Result<Outcome, DriverError> {
-        let mut child = self.spawn()?;
-        let group = Group(child.id());
+        let (mut child, group) = self.spawn()?;
         let done = tokio::time::timeout(request.deadline(), self.converse(request, &mut child)).await;
         drop(group);
         match done {
@@ -119,44 +125,79 @@ impl Carrier for Exec {
     }
 }
 
-/// Reads JSON lines until an answer, which must be the last of them.
-async fn listen(
-    stdout: impl AsyncRead + Unpin,
-    request: &Request,
-    name: &str,
-) -> Result<Option<Said>, String> {
-    let mut lines = BufReader::new(stdout.take(LONGEST + 1));
-    let (mut line, mut length, mut answer) = (Vec::new(), 0, None);
-    loop {
-        line.clear();
-        let read = lines.read_until(b'\n', &mut line).await.map_err(|error| error.to_string())?;
-        length += read as u64;
-        if length > LONGEST {
-            return Err(format!("said more than {LONGEST} bytes"));
-        }
-        if read == 0 {
-            return Ok(answer);
-        }
-        if line.trim_ascii().is_empty() {
-            continue;
-        }
-        let said = parse(&line).map_err(|why| format!("a line of its output {why}"))?;
-        match (&said, &answer) {
-            (_, Some(_)) => return Err("went on after its answer".into()),
-            (Said::Progress(progress), None) => tracing::info!(
-                driver = name, resource = %request.placement.resource, zone = %request.placement.zone,
-                operation = request.operation, done = progress.done, message = %progress.message, "driver works"
-            ),
-            _ => answer = Some(said),
-        }
+/// What comes of `reading` one of the program's pipes. Where the program has ended only what it left there counts: whoever it started may hold
+/// that open for as long as it likes.
+async fn while_it_runs<T>(
+    child: &mut Child,
+    reading: impl Future<Output = Result<T, String>>,
+) -> Result<Option<T>, String> {
+    let mut reading = pin!(reading);
+    tokio::select! {
+        biased;
+        read = &mut reading => read.map(Some),
+        _ = child.wait() => tokio::time::timeout(LEFT, reading).await.ok().transpose(),
     }
 }
 
-/// Passes each line on to the log and keeps the last one; all is read, or the program would stand still.
-async fn complaints(pipe: Option<impl AsyncRead + Unpin>, name: String, request: Request) -> String {
-    let Some(pipe) = pipe else { return String::new() };
+/// What the program says: JSON, one object a line.
+struct Lines {
+    from: BufReader<Take<ChildStdout>>,
+    line: Vec<u8>,
+    length: u64,
+}
+
+impl Lines {
+    fn of(stdout: ChildStdout) -> Self {
+        Self { from: BufReader::new(stdout.take(LONGEST + 1)), line: Vec::new(), length: 0 }
+    }
+
+    /// The next line that is not empty; none: there is no more.
+    async fn next(&mut self) -> Result<Option<Said>, String> {
+        loop {
+            self.line.clear();
+            let read = self.from.read_until(b'\n', &mut self.line).await;
+            self.length += read.map_err(|error| error.to_string())? as u64;
+            if self.length > LONGEST {
+                return Err(format!("said more than {LONGEST} bytes"));
+            }
+            if self.line.is_empty() {
+                return Ok(None);
+            }
+            if !self.line.trim_ascii().is_empty() {
+                return parse(&self.line).map(Some).map_err(|why| format!("a line of its output {why}"));
+            }
+        }
+    }
+
+    /// Reads up to the answer; none: it ends without one.
+    async fn answer(&mut self, request: &Request, name: &str) -> Result<Option<Said>, String> {
+        loop {
+            match self.next().await? {
+                Some(Said::Progress(progress)) => tracing::info!(
+                    driver = name, resource = %request.placement.resource, zone = %request.placement.zone,
+                    operation = request.operation, done = progress.done, message = %progress.message, "driver works"
+                ),
+                answer => return Ok(answer),
+            }
+        }
+    }
+
+    /// The answer is the last of them.
+    async fn nothing_more(&mut self) -> Result<(), String> {
+        self.next().await?.map_or(Ok(()), |_| Err("went on after its answer".into()))
+    }
+}
+
+/// Passes each line on to the log and tells the last one; all is read, or the program would stand still.
+async fn complaints(
+    pipe: Option<impl AsyncRead + Unpin>,
+    name: String,
+    request: Request,
+    last: watch::Sender<String>,
+) {
+    let Some(pipe) = pipe else { return };
     let mut lines = BufReader::new(pipe);
-    let (mut line, mut last) = (Vec::new(), String::new());
+    let mut line = Vec::new();
     loop {
         line.clear();
         // A line without an end must not grow without one.
@@ -167,23 +208,10 @@ async fn complaints(pipe: Option<impl AsyncRead + Unpin>, name: String, request:
                 if !text.is_empty() {
                     let (resource, zone) = (&request.placement.resource, &request.placement.zone);
                     tracing::info!(driver = name, %resource, %zone, verb = %request.verb, "{text}");
-                    last = text;
+                    last.send_replace(text);
                 }
             }
-            Ok(_) | Err(_) => return last,
-        }
-    }
-}
-
-/// The program and what it started; killed when dropped.
-struct Group(Option<u32>);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let leader = self.0.and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
-        if let Some(leader) = leader {
-            // Nobody left to kill is no failure.
-            let _ = rustix::process::kill_process_group(leader, rustix::process::Signal::KILL);
+            Ok(_) | Err(_) => return,
         }
     }
 }
@@ -236,6 +264,18 @@ mod tests {
         let settings = ExecDriver { argv: vec!["/nowhere/driver".into()], environment: BTreeMap::new() };
         let error = Exec::new(settings).ask(&request(LONG)).await.unwrap_err();
         assert!(error.to_string().contains("cannot be started"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn whoever_holds_its_pipes_is_not_waited_for() {
+        let answer = r#"echo '{"result": {"ready": 1, "capacity": 1, "database": true}}'"#;
+        let outcome = shell(&format!("sleep 600 & {answer}")).ask(&request(LONG)).await.unwrap();
+        assert_eq!(outcome.ready, Some(1));
+        let error = shell("sleep 600 & echo oops >&2; exit 3").ask(&request(LONG)).await.unwrap_err();
+        assert!(error.to_string().ends_with("without an answer: oops"), "{error}");
+        // It must end by itself, and long before the deadline of what it was asked.
+        let error = shell(&format!("{answer}; sleep 600")).ask(&request(LONG * 100)).await.unwrap_err();
+        assert!(error.to_string().contains("did not end within 5 s of its answer"), "{error}");
     }
 
     #[tokio::test]

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 pub mod contract;
 mod error;
 pub mod exec;
+pub mod groups;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod ledger;
