@@ -526,8 +526,8 @@ pub struct KubernetesDriver {
     pub workload: Option<Workload>,
     /// A cluster of CloudNativePG; none: the database is not this driver's to run.
     pub cluster: Option<String>,
-    /// Instances of that cluster while it is provisioned.
-    pub instances: u32,
+    /// Instances that the cluster gets when it is provisioned; none: as many as it has.
+    pub instances: Option<u32>,
     /// Endpoints of the workers, where the placement gives none.
     pub http: Vec<String>,
     /// How often its status is asked for.

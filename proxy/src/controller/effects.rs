@@ -389,7 +389,7 @@ impl Hands {
         let operation = driver.operation("provision", zone, capacity, state);
         let wanted = Wanted { capacity, settings: self.mirrored(zone, &state.primary).await? };
         driver.does.provision(&operation, &wanted).await.map_err(chain)?;
-        self.locate(zone, driver).await
+        self.locate(zone, driver, driver.does.known_endpoint()).await
     }
 
     /// What a database made in `zone` must have of the primary's configuration.
@@ -404,13 +404,13 @@ impl Hands {
         mirrored::settings(&client.map_err(chain)?).await
     }
 
-    /// Learns from the driver where the placement is, where that is left to it.
-    async fn locate(&self, zone: &Zone, driver: &ZoneDriver) -> Result<(), Failure> {
+    /// Learns from the driver where the placement is, where that is left to it and not `known`.
+    async fn locate(&self, zone: &Zone, driver: &ZoneDriver, known: Option<Endpoint>) -> Result<(), Failure> {
         let resource = self.resource.load();
         let Some(placement) = resource.placements.get(&*zone.0).filter(|it| it.provided.any()) else {
             return Ok(());
         };
-        let endpoint = match driver.does.known_endpoint() {
+        let endpoint = match known {
             Some(endpoint) => endpoint,
             None => driver.does.endpoint().await.map_err(chain)?,
         };
@@ -427,7 +427,8 @@ impl Hands {
     /// Requests go to where the primary's driver says that it is.
     pub async fn find_primary(&self, zone: &Zone, generation: Generation) -> Result<(), Failure> {
         let Some(driver) = self.driver(zone) else { return Ok(()) };
-        self.locate(zone, driver).await?;
+        // What was known before may be so no more.
+        self.locate(zone, driver, None).await?;
         let Some(front) = &self.front else { return Ok(()) };
         let (pool, upstreams) = (front.pool.load(), self.upstreams(zone, Capacity::Full));
         // After a move it is another one's pool.

@@ -118,7 +118,13 @@ impl Machine {
             self.renew_stream();
         }
         if scaling {
-            self.adjust();
+            let full = |resource: &Resource| {
+                resource.placements.get(&*self.state.primary.0).map(|placement| placement.capacity)
+            };
+            if full(&old) != full(next) {
+                self.bring(ADJUST, self.state.primary.clone(), Capacity::Full);
+            }
+            self.adjust_shadow();
         }
         self.soak_as_configured();
         if self.decision.is_some() {
@@ -157,9 +163,8 @@ impl Machine {
         self.replace_task("renew", task);
     }
 
-    /// Workers of both placements come to the numbers of now.
-    pub(super) fn adjust(&mut self) {
-        self.bring(ADJUST, self.state.primary.clone(), Capacity::Full);
+    /// The shadow's workers come to the number of now.
+    pub(super) fn adjust_shadow(&mut self) {
         if self.state.phase != Phase::Idle {
             self.crowded = Crowded::default();
             self.bring(ADJUST_SHADOW, self.state.shadow.clone(), Capacity::Shadow);

@@ -175,7 +175,7 @@ impl Machine {
         }
         if self.retiring.leaving.is_none() && !(self.is_due() && self.gives_back_at_all()) {
             // It stays after all, and its workers were ended to see who else is there.
-            return self.adjust();
+            return self.adjust_shadow();
         }
         if self.state.phase != Phase::Idle {
             self.take(Event::ShadowDisabled);

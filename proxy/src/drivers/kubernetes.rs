@@ -1,7 +1,7 @@
 //! The `kubernetes` driver: the scale of a Deployment or StatefulSet, and a Cluster of CloudNativePG.
 //!
 //! The objects are there, made by whoever owns their manifests; this driver only brings them to a size. An object carries
-//! the annotation `godwit.dev/placement` of whom it serves, set at the first provision: one with another's is refused. To
+//! the annotation `godwit.dev/placement` of whom it serves, set when it is provisioned or found as the primary's: one with another's is refused. To
 //! deprovision is to scale to nothing and to hibernate the cluster, whose volumes stay.
 
 use std::collections::BTreeMap;
@@ -90,12 +90,13 @@ impl Kubernetes {
         Ok(Api::namespaced_with(self.client().await?.clone(), &self.settings.namespace, &resource))
     }
 
-    /// Refuses an object that serves somebody else; claims one that serves nobody.
+    /// Refuses an object that serves somebody else, and one that serves nobody unless it `may_claim` it.
     async fn claim(
         &self,
         api: &Api<DynamicObject>,
         name: &str,
         request: &Request,
+        may_claim: bool,
     ) -> Result<(), DriverError> {
         let mine = format!("{}.{}", request.placement.resource, request.placement.zone);
         let object = api.get(name).await.map_err(|error| of_api(name, &error))?;
@@ -105,7 +106,7 @@ impl Kubernetes {
                 DriverErrorKind::Refused,
                 format!("{name} serves {owner} ({OURS}), not {mine}: it is left alone"),
             )),
-            None if request.verb == "provision" => {
+            None if may_claim => {
                 let patch = json!({ "metadata": { "annotations": { OURS: mine } } });
                 merge(api, name, &patch).await
             }
@@ -116,18 +117,34 @@ impl Kubernetes {
         }
     }
 
+    /// Bounds what is done for `request` by its deadline.
+    async fn within(
+        &self,
+        request: &Request,
+        work: impl Future<Output = Result<Outcome, DriverError>>,
+    ) -> Result<Outcome, DriverError> {
+        match tokio::time::timeout(request.deadline(), work).await {
+            Ok(done) => done,
+            Err(_) => Err(outside(
+                DriverErrorKind::NotReady,
+                format!("{}: {} was not done within {:?}", self.name(), request.verb, request.deadline()),
+            )),
+        }
+    }
+
     async fn operate(&self, request: &Request) -> Result<Outcome, DriverError> {
         let workers = if request.verb == "deprovision" { 0 } else { request.capacity.unwrap_or(0) };
+        let provisions = request.verb == "provision";
         if let Some((api, name)) = self.cluster().await? {
-            self.claim(&api, name, request).await?;
+            self.claim(&api, name, request, provisions).await?;
             // The database has its own size, and is put to sleep last: what is scaled are workers.
-            if request.verb == "provision" {
+            if provisions {
                 let instances = self.settings.instances;
-                merge(&api, name, &cluster_patch("off", Some(instances), &request.settings)).await?;
+                merge(&api, name, &cluster_patch("off", instances, &request.settings)).await?;
             }
         }
         if let Some((api, name)) = self.workload().await? {
-            self.claim(&api, name, request).await?;
+            self.claim(&api, name, request, provisions).await?;
             let patch = Patch::Merge(json!({ "spec": { "replicas": workers } }));
             api.patch_scale(name, &PatchParams::default(), &patch)
                 .await
@@ -264,13 +281,18 @@ impl Carrier for Kubernetes {
                 _ => self.operate(request).await,
             }
         };
-        match tokio::time::timeout(request.deadline(), work).await {
-            Ok(done) => done,
-            Err(_) => Err(outside(
-                DriverErrorKind::NotReady,
-                format!("{}: {} was not done within {:?}", self.name(), request.verb, request.deadline()),
-            )),
-        }
+        self.within(request, work).await
+    }
+
+    /// Neither its size nor its settings change: it serves.
+    async fn adopt(&self, request: &Request) -> Result<Outcome, DriverError> {
+        let work = async {
+            for (api, name) in [self.cluster().await?, self.workload().await?].into_iter().flatten() {
+                self.claim(&api, name, request, true).await?;
+            }
+            self.look(request).await
+        };
+        self.within(request, work).await
     }
 }
 

@@ -120,6 +120,10 @@ pub trait Provisioning: Send + Sync {
     async fn provision(&self, operation: &Operation, wanted: &Wanted)
     -> Result<PlacementStatus, DriverError>;
 
+    /// The service is served from here already: from now on the placement is this driver's. Nothing is made smaller; what is not Godwit's to start is
+    /// left as it is.
+    async fn adopt(&self, operation: &Operation, capacity: u32) -> Result<PlacementStatus, DriverError>;
+
     /// Returns when exactly `capacity` workers are ready; extra ones have ended gracefully.
     async fn scale(&self, operation: &Operation, capacity: u32) -> Result<PlacementStatus, DriverError>;
 

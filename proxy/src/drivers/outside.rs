@@ -30,6 +30,11 @@ pub trait Carrier: Send + Sync + 'static {
 
     /// Asks once, or until the request's deadline. Errors are those of the outside, or of the way to it.
     async fn ask(&self, request: &Request) -> Result<Outcome, DriverError>;
+
+    /// What there is becomes the placement's as it is; `request` is the question for its status.
+    async fn adopt(&self, request: &Request) -> Result<Outcome, DriverError> {
+        self.ask(request).await
+    }
 }
 
 /// A driver whose work is done outside.
@@ -163,6 +168,21 @@ impl Provisioning for Outside {
         self.operate(Action::Provision, operation, wanted).await
     }
 
+    /// Whoever runs it there decides how large it is: its status is asked for, and no more.
+    async fn adopt(&self, _: &Operation, capacity: u32) -> Result<PlacementStatus, DriverError> {
+        let shared = &self.shared;
+        {
+            let _turn = shared.turn.lock().await;
+            let mut ledger = Ledger::read(&shared.directory)?.unwrap_or_default();
+            if ledger.capacity.is_none() {
+                ledger.capacity = Some(capacity);
+                shared.write(&ledger)?;
+            }
+        }
+        let request = Request::asking("status", &shared.placement, &shared.parameters, QUESTION);
+        shared.judged(shared.carrier.adopt(&request).await?.status())
+    }
+
     async fn scale(&self, operation: &Operation, capacity: u32) -> Result<PlacementStatus, DriverError> {
         self.operate(Action::Scale, operation, &capacity.into()).await
     }
@@ -179,7 +199,8 @@ impl Provisioning for Outside {
         let outcome = self.question("endpoint").await?;
         let endpoint = self.shared.judged(outcome.endpoint())?;
         let _turn = self.shared.turn.lock().await;
-        if let Some(mut ledger) = Ledger::read(&self.shared.directory)?
+        if endpoint != Endpoint::default()
+            && let Some(mut ledger) = Ledger::read(&self.shared.directory)?
             && ledger.endpoint.as_ref() != Some(&endpoint)
         {
             ledger.endpoint = Some(endpoint.clone());
@@ -290,6 +311,20 @@ mod tests {
             assert_eq!(error.kind(), DriverErrorKind::Refused, "{error}");
         }
         assert!(asked.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_primary_is_only_looked_at_and_is_the_drivers_from_then_on() {
+        let home = tempfile::tempdir().unwrap();
+        let (driver, asked) = driver(home.path(), vec![Ok(done(10)), Ok(done(10)), Ok(done(1))]);
+        for _start in 0..2 {
+            assert_eq!(driver.adopt(&"adopt".into(), 4).await.unwrap().capacity, 10);
+        }
+        driver.scale(&"less".into(), 1).await.unwrap();
+        let verbs: Vec<_> = asked.lock().unwrap().iter().map(|request| request.verb.clone()).collect();
+        assert_eq!(verbs, ["status", "status", "scale"]);
+        let ledger = Ledger::read(&home.path().join("driver")).unwrap().unwrap();
+        assert_eq!(ledger.capacity, Some(1));
     }
 
     #[tokio::test]

@@ -52,7 +52,7 @@ use crate::drivers::exec::Exec;
 use crate::drivers::outside::{Carrier, Outside};
 use crate::drivers::process::ProcessProvisioning;
 use crate::drivers::webhook::Webhook;
-use crate::drivers::{self, Operation, Provisioning, Wanted, contract};
+use crate::drivers::{self, Operation, Provisioning, contract};
 use crate::feeds::external::board::FeedBoard;
 use crate::feeds::learning::Learner;
 use crate::fronts::health;
@@ -536,7 +536,7 @@ pub fn drivers_directory(state: &Path) -> std::path::PathBuf {
     state.join(DRIVERS)
 }
 
-/// The primary's own processes run on without us; what died meanwhile is started again.
+/// The primary runs on without us.
 fn adopt_primary(hands: &Arc<Hands>, state: &State, stop: &CancellationToken, tasks: &TaskTracker) {
     let (primary, generation) = (&state.primary, state.generation);
     let Some(driver) = hands.drivers.get(&*primary.0).cloned() else { return };
@@ -545,7 +545,7 @@ fn adopt_primary(hands: &Arc<Hands>, state: &State, stop: &CancellationToken, ta
     // Nobody who drops the resource waits for its driver.
     tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
         let operation = Operation { id: format!("adopt-{}", crate::rng::id()), deadline: driver.deadline };
-        match driver.does.provision(&operation, &Wanted::from(workers)).await {
+        match driver.does.adopt(&operation, workers).await {
             Ok(status) => {
                 tracing::info!(resource = %name, %zone, ready = status.ready, "primary adopted");
                 if let Err(why) = hands.find_primary(&zone, generation).await {

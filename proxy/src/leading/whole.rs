@@ -52,6 +52,7 @@ struct Whole {
     changes: Changes,
     shop: ResourceHandle,
     front: Arc<ResourceFront>,
+    journal: Arc<Journal>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -74,7 +75,7 @@ impl Whole {
         let (script, states) = (folder.join("driver.sh"), folder.join("state"));
         let text = format!(
             "node: {{ name: n, zone: near, state: {} }}\nzones: {{ near: {{}}, far: {{}} }}\n\
-             drivers: {{ fleet: {{ exec: {{ argv: [\"/bin/sh\", \"{}\"], every: 200ms }} }} }}\n\
+             drivers: {{ fleet: {{ exec: {{ argv: [\"/bin/sh\", \"{}\"], every: 200ms, deadline: 30m }} }} }}\n\
              resources: {{ {name}: {{ fronts: {{ http: {{ listen: \"127.0.0.1:9\" }} }}, primary: near, policy: {policy_name}, \
              placements: {placements} }} }}\n",
             states.display(),
@@ -104,7 +105,7 @@ impl Whole {
             history: History::start(&states, config.node.history).unwrap(),
             freezes: Arc::new(Freezes::open(journal.clone()).unwrap()),
             feeds: FeedBoard::new([]),
-            journal,
+            journal: journal.clone(),
             config: config.clone(),
             holder: None,
             anew: Arc::new(Anew::default()),
@@ -122,7 +123,7 @@ impl Whole {
         let fronts = Fronts::new(Routes::new(&fronts).unwrap(), fronts, Vec::new(), 1, Arc::default());
         let changes = Changes::new(file, overlay, running.clone(), leading, fronts, comparison);
         drop(inside);
-        Self { runtime, running, changes, shop, front, stop, tasks }
+        Self { runtime, running, changes, shop, front, journal, stop, tasks }
     }
 
     /// Waits until that is so of its view.
@@ -438,4 +439,38 @@ fn that_a_shadow_could_not_be_scaled_down_is_over_when_it_has_no_more_than_it_sh
     whole.until("the move is undone", failed);
     std::fs::write(folder.path().join("driver.sh.go"), "").unwrap();
     whole.until("all is as it should be", |view| !failed(view));
+}
+
+#[test]
+fn a_primary_is_left_as_large_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let driver = "read -r request\necho \"$request\" >> \"$0.log\"\n\
+                  echo '{\"result\": {\"ready\": 10, \"capacity\": 10, \"database\": true}}'\n";
+    let placements = "{ near: { driver: fleet, http: [\"127.0.0.1:2\"] }, far: { http: [\"127.0.0.1:3\"] } }";
+    let policy = "mode: observe\nshadow: { enabled: false }\n";
+    let whole = Whole::start(folder.path(), placements, driver, policy, &at("near", "far", 1));
+    let log = || std::fs::read_to_string(folder.path().join("driver.sh.log")).unwrap_or_default();
+    whole.until("it is looked at", |_| log().matches("\"verb\":\"status\"").count() >= 3);
+    // What the shadow should have is nothing to the primary.
+    write_policy(folder.path(), "p", "mode: observe\nshadow: { enabled: false, capacity: 25% }\n");
+    let done = whole.runtime.block_on(whole.changes.reload()).unwrap();
+    assert_eq!(done.applied, ["policies.p.shadow.capacity"]);
+    let before = log().matches("\"verb\":\"status\"").count();
+    whole.until("it is looked at again", |_| log().matches("\"verb\":\"status\"").count() > before + 1);
+    assert!(!log().contains("\"operation\""), "{}", log());
+}
+
+#[test]
+fn a_move_gives_its_driver_all_the_time_that_it_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let driver = "read -r request\n\
+                  case \"$request\" in *'\"scale\"'*) sleep 600 ;; esac\n\
+                  echo '{\"result\": {\"ready\": 1, \"capacity\": 1, \"database\": true, \"http\": [\"127.0.0.1:7\"]}}'\n";
+    let policy = "mode: observe\nscore: { step: 200ms, horizon: 10s, sustain: 1s }\n";
+    let whole = Whole::start(folder.path(), DRIVEN, driver, policy, &at("near", "far", 1));
+    whole.until("there is a shadow", |view| view.phase == "shadowing" && view.decision.is_some());
+    let migrate = |reply| Command::Migrate { to: None, by: "ann".into(), dry_run: false, reply };
+    whole.runtime.block_on(whole.shop.ask(migrate)).unwrap().unwrap();
+    let run = whole.journal.latest("shop").unwrap().unwrap().run.unwrap();
+    assert!(run.limits.scale > Duration::from_mins(30), "{:?}", run.limits);
 }

@@ -81,8 +81,8 @@ pub(super) fn kubernetes(item: &Item<'_>, around: &Surroundings<'_>) -> Option<K
     let workload = section.optional("workload").map(|item| workload(&item));
     let cluster = section.optional("cluster").map(|item| object_name(&item));
     let instances = match section.optional("instances") {
-        Some(item) => item.count(1, 100),
-        None => Some(1),
+        Some(item) => item.count(1, 100).map(Some),
+        None => Some(None),
     };
     let http = match section.optional("http") {
         Some(item) => item.list("endpoints, such as [\"10.0.1.10:8000\"]").and_then(|list| {

@@ -63,10 +63,15 @@ impl Server {
 
     async fn driver(&self, home: &std::path::Path) -> Outside {
         let workload = Workload { kind: WorkloadKind::Deployment, name: "orders".into() };
-        self.driver_of(Some(workload), home).await
+        self.driver_of(Some(workload), Some(1), home).await
     }
 
-    async fn driver_of(&self, workload: Option<Workload>, home: &std::path::Path) -> Outside {
+    async fn driver_of(
+        &self,
+        workload: Option<Workload>,
+        instances: Option<u32>,
+        home: &std::path::Path,
+    ) -> Outside {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let scaled = |object: &Value| {
@@ -120,7 +125,7 @@ impl Server {
             namespace: "shop".into(),
             workload,
             cluster: Some("orders-db".into()),
-            instances: 1,
+            instances,
             http: vec!["10.0.0.1:8000".into()],
             every: Duration::from_secs(15),
             deadline: Duration::from_secs(10),
@@ -193,11 +198,49 @@ async fn what_serves_somebody_else_or_is_not_there_is_refused() {
 async fn without_a_workload_only_the_cluster_is_waited_for() {
     let home = tempfile::tempdir().unwrap();
     let server = Server::with(&[cluster()]);
-    let driver = server.driver_of(None, home.path()).await;
+    let driver = server.driver_of(None, Some(1), home.path()).await;
     let status = |ready| PlacementStatus { ready, capacity: ready, database: true };
     assert_eq!(driver.provision(&Operation::new("op-1"), &1.into()).await.unwrap(), status(1));
     assert_eq!(driver.scale(&Operation::new("op-2"), 3).await.unwrap(), status(3));
     assert_eq!(driver.status().await.unwrap(), status(4), "whoever runs them runs all");
     driver.deprovision(&Operation::new("op-3")).await.unwrap();
     assert_eq!(server.object("orders-db")["metadata"]["annotations"][HIBERNATION], "on");
+}
+
+#[tokio::test]
+async fn a_primary_is_claimed_and_keeps_its_size() {
+    let home = tempfile::tempdir().unwrap();
+    let (mut workers, mut database) = (deployment(json!({})), cluster());
+    workers["spec"]["replicas"] = json!(10);
+    database["spec"]["instances"] = json!(3);
+    database["metadata"]["annotations"] = json!({});
+    let server = Server::with(&[workers, database]);
+    let driver = server.driver(home.path()).await;
+    let status = driver.adopt(&Operation::new("adopt"), 4).await.unwrap();
+    assert_eq!(status, PlacementStatus { ready: 10, capacity: 10, database: true });
+    assert_eq!(server.object("orders")["spec"]["replicas"], 10);
+    assert_eq!(server.object("orders-db")["spec"], json!({ "instances": 3 }));
+    for name in ["orders", "orders-db"] {
+        assert_eq!(server.object(name)["metadata"]["annotations"], json!({ OURS: "orders.b" }));
+    }
+    // From now on it is this placement's, to be scaled and ended.
+    assert_eq!(driver.scale(&Operation::new("scale"), 2).await.unwrap().ready, 2);
+    driver.deprovision(&Operation::new("end")).await.unwrap();
+
+    let other = Server::with(&[deployment(json!({ OURS: "cart.b" })), cluster()]);
+    let home = tempfile::tempdir().unwrap();
+    let error = other.driver(home.path()).await.adopt(&Operation::new("adopt"), 4).await.unwrap_err();
+    assert_eq!(error.kind(), DriverErrorKind::Refused, "{error}");
+}
+
+#[tokio::test]
+async fn a_cluster_keeps_its_instances_where_none_are_configured() {
+    let home = tempfile::tempdir().unwrap();
+    let mut database = cluster();
+    database["spec"]["instances"] = json!(3);
+    let server = Server::with(&[database]);
+    let driver = server.driver_of(None, None, home.path()).await;
+    driver.provision(&Operation::new("op"), &1.into()).await.unwrap();
+    assert_eq!(server.object("orders-db")["spec"]["instances"], 3);
+    assert_eq!(server.object("orders-db")["metadata"]["annotations"][HIBERNATION], "off");
 }

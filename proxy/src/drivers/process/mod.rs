@@ -189,6 +189,11 @@ impl Provisioning for ProcessProvisioning {
         self.scale_to(operation, Action::Provision, wanted).await
     }
 
+    /// Its processes run on without this one; what died meanwhile is started again.
+    async fn adopt(&self, operation: &Operation, capacity: u32) -> Result<PlacementStatus, DriverError> {
+        self.provision(operation, &capacity.into()).await
+    }
+
     async fn scale(&self, operation: &Operation, capacity: u32) -> Result<PlacementStatus, DriverError> {
         self.scale_to(operation, Action::Scale, &capacity.into()).await
     }
