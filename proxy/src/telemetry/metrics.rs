@@ -370,8 +370,8 @@ pub fn feed_failed(feed: &str, reason: Reason) {
 /// How old every feed is; called before each scrape.
 pub fn feed_ages(board: &FeedBoard, now: Timestamp) {
     for (feed, state) in board.all() {
-        if let Some(at) = state.at {
-            gauge!(names::FEED_AGE, names::FEED => feed.name.clone()).set(now.since(at).as_secs_f64());
+        if let Some(age) = state.age(now) {
+            gauge!(names::FEED_AGE, names::FEED => feed.name.clone()).set(age.as_secs_f64());
         }
     }
 }

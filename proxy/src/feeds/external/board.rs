@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use migration::units::Timestamp;
 use tokio::sync::Notify;
 
 use super::{Failure, Feed, Understood};
+use crate::clock;
 
 /// What is known of one feed.
 #[derive(Clone, Debug, Default)]
@@ -16,6 +18,8 @@ pub struct FeedState {
     pub understood: Arc<Understood>,
     /// When that was said, or confirmed as unchanged; none: never.
     pub at: Option<Timestamp>,
+    /// When that was heard, by a clock that is never put back.
+    pub heard: Option<Instant>,
     /// Its length, bytes.
     pub bytes: u64,
     /// The last failure, if nothing succeeded since.
@@ -38,7 +42,7 @@ impl FeedState {
     /// After the source said that nothing has changed.
     #[must_use]
     pub fn unchanged(&self, at: Timestamp) -> Self {
-        Self { at: Some(at), failure: None, failures: 0, ..self.clone() }
+        Self { at: Some(at), heard: Some(clock::monotonic()), failure: None, failures: 0, ..self.clone() }
     }
 
     /// After a failure at `now`.
@@ -47,16 +51,22 @@ impl FeedState {
         Self { failure: Some((failure, now)), failures: self.failures.saturating_add(1), ..self.clone() }
     }
 
+    /// How old what it said last is; none: it has said nothing yet. By the clock that was not put back meanwhile.
+    pub fn age(&self, now: Timestamp) -> Option<Duration> {
+        let at = self.at?;
+        let passed = self.heard.map(|heard| clock::monotonic().saturating_duration_since(heard));
+        Some(now.since(at).max(passed.unwrap_or_default()))
+    }
+
     /// Why what it said last does not count any more, or never did; `None` when it is fresh.
     pub fn stale(&self, feed: &Feed, now: Timestamp) -> Option<String> {
         let failing = || match &self.failure {
             Some((failure, _)) => format!("; {failure}"),
             None => String::new(),
         };
-        let Some(at) = self.at else {
+        let Some(age) = self.age(now) else {
             return Some(format!("feed {} has said nothing yet{}", feed.name, failing()));
         };
-        let age = now.since(at);
         (age > feed.stale_after).then(|| {
             format!(
                 "the newest of feed {} is {} old, {} are allowed{}",

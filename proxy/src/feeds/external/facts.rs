@@ -197,7 +197,16 @@ impl FeedBoard {
                     let Finding::Event(event) = finding else { continue };
                     let goes_on = || fresh && under_way(event, &state.understood.findings, now);
                     let ends = event.ends.filter(|ends| now <= *ends || !goes_on());
-                    if !event.zones.iter().any(|named| named == zone) || over(event.starts, ends, said, now) {
+                    if over(event.starts, ends, said, now) {
+                        continue;
+                    }
+                    if event.zones.is_empty() {
+                        unknown.insert(format!(
+                            "feed {} announces {:?} and names no zone",
+                            feed.name, event.title
+                        ));
+                    }
+                    if !event.zones.iter().any(|named| named == zone) {
                         continue;
                     }
                     windows.push(Maintenance {

@@ -90,7 +90,7 @@ pub fn one(feed: &Feed, state: &FeedState, now: Timestamp) -> FeedView {
         resource: feed.resource.clone(),
         state: word.into(),
         why,
-        age_ms: state.at.map(|at| millis(now.since(at))),
+        age_ms: state.age(now).map(millis),
         stale_after_ms: millis(feed.stale_after),
         every_ms: (!matches!(feed.source, Source::Webhook(_))).then(|| millis(feed.every)),
         next_ms: state.next.map(|at| at.0),

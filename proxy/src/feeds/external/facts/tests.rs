@@ -69,6 +69,31 @@ fn a_stale_value_is_unknown_and_never_zero() {
 }
 
 #[test]
+fn a_clock_that_is_put_back_keeps_nothing_fresh() {
+    let silent = board(Use::Cost, vec![value("west", 0.5, None)], NOW);
+    let back = Timestamp(NOW.0 - 3_600_000);
+    assert!(silent.cost("orders", "west", back).is_some_and(|fact| fact.value().is_some()));
+    let heard = crate::clock::monotonic().checked_sub(11 * MINUTE).expect("a machine that runs for longer");
+    silent.change("prices", |state| FeedState { heard: Some(heard), ..state.clone() });
+    let why = why(silent.cost("orders", "west", back));
+    assert_eq!(why, "the newest of feed prices is 11 min old, 10 min are allowed");
+}
+
+#[test]
+fn an_announcement_that_names_no_zone_may_be_of_any() {
+    let event = |title: &str, ends| match window("west", title, NOW, Some(ends)) {
+        Finding::Event(event) => Finding::Event(Event { zones: Vec::new(), ..event }),
+        other => other,
+    };
+    let findings = vec![event("Core routers", NOW.after(MINUTE)), event("Done", Timestamp(NOW.0 - 1))];
+    let board = board(Use::Maintenance, findings, NOW);
+    let (windows, unknown) = board.maintenance("orders", &["west", "central"], NOW);
+    assert_eq!(windows, []);
+    assert_eq!(unknown.as_deref(), Some("feed prices announces \"Core routers\" and names no zone"));
+    assert_eq!(board.maintenance("orders", &["west"], NOW.after(2 * MINUTE)).1, None, "it is over");
+}
+
+#[test]
 fn a_failure_does_not_make_what_is_fresh_unknown() {
     let board = board(Use::Cost, vec![value("west", 0.5, None)], NOW);
     board.change("prices", |state| state.failed(Failure::source(Reason::Status, "answered 500"), NOW));
