@@ -100,6 +100,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     })?;
     let events = Arc::new(Events::new(clock::now(), stop.clone()));
     let feeds = FeedBoard::new(config.feeds.values().cloned());
+    runtime.block_on(runner::recall(&feeds, &journal, clock::now()))?;
     let state = AdminState {
         running: Running::new(config.clone()),
         journal: journal.clone(),

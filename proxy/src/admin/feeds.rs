@@ -49,7 +49,8 @@ pub(super) async fn post(
         .await
         .map_err(|_| refused(PostRefused::TooLarge(limit)))?;
     let signature = headers.get(webhook::HEADER).and_then(|value| value.to_str().ok());
-    let readings = receive(&state.feeds, &name, signature, &body, clock::now()).await.map_err(refused)?;
+    let (feeds, journal) = (&state.feeds, &state.journal);
+    let readings = receive(feeds, journal, &name, signature, &body, clock::now()).await.map_err(refused)?;
     Ok((StatusCode::ACCEPTED, Json(json!({ "readings": readings }))))
 }
 
@@ -58,6 +59,7 @@ fn refused(refused: PostRefused) -> Problem {
         PostRefused::NoWebhook(_) => (StatusCode::NOT_FOUND, "not-found"),
         PostRefused::Signature(_) => (StatusCode::FORBIDDEN, "signature"),
         PostRefused::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
+        PostRefused::NotKept(_) => (StatusCode::SERVICE_UNAVAILABLE, "not-kept"),
         PostRefused::NotUnderstood(_) => (StatusCode::UNPROCESSABLE_ENTITY, "not-understood"),
     };
     Problem::new(status, kind, refused.to_string())

@@ -14,6 +14,8 @@ mod torn;
 
 pub use journal::{AFTER_APPEND, Commits, Ended, Journal, JournalRow, RunRow, StoreError};
 pub use legacy::{Legacy, PlacedRow, Unreadable};
-pub use notes::{AnsweredRow, ApprovalRow, EVERY_RESOURCE, FreezeRow, LedgerRow, ProposalRow, RetirementRow};
+pub use notes::{
+    AnsweredRow, ApprovalRow, EVERY_RESOURCE, FreezeRow, LedgerRow, PostedRow, ProposalRow, RetirementRow,
+};
 pub use overlay::{Change, Overlay, OverlayFile};
 pub use tokens::{Issued, NewToken, Rejected, TokenView, Tokens};

@@ -67,6 +67,13 @@ CREATE TABLE IF NOT EXISTS answered_to (
   at_ms INTEGER NOT NULL,
   PRIMARY KEY (who, key)
 ) STRICT;
+-- What was posted to feeds last: when that was signed, and the last that was understood.
+CREATE TABLE IF NOT EXISTS posted (
+  feed TEXT PRIMARY KEY,
+  signed_ms INTEGER NOT NULL,
+  body BLOB,
+  at_ms INTEGER
+) STRICT;
 -- Of an older program, in which a key was one caller's only. Its rows would have lived for a day.
 DROP TABLE IF EXISTS answered;
 CREATE TABLE IF NOT EXISTS ledger (
@@ -188,6 +195,17 @@ pub struct AnsweredRow {
     pub answer: String,
     /// When.
     pub at: Timestamp,
+}
+
+/// What was posted to a feed last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PostedRow {
+    /// The feed.
+    pub feed: String,
+    /// When the last post that was accepted was signed.
+    pub signed: Timestamp,
+    /// The last that was understood, and when it came. To be kept, none: what there was before.
+    pub said: Option<(Vec<u8>, Timestamp)>,
 }
 
 /// What a move was expected to bring and what it brought; milliseconds of the request path's p95, cost per hour.
@@ -456,6 +474,33 @@ impl Journal {
                 })
             })?;
             rows.next().transpose()
+        };
+        read().map_err(self.database())
+    }
+
+    /// A feed was posted to.
+    pub fn keep_post(&self, row: &PostedRow) -> Result<(), StoreError> {
+        let (body, at) = row.said.as_ref().map(|(body, at)| (body, at.0)).unzip();
+        self.note(
+            "INSERT INTO posted (feed, signed_ms, body, at_ms) VALUES (?, ?, ?, ?)
+             ON CONFLICT (feed) DO UPDATE SET signed_ms = excluded.signed_ms, body = coalesce(excluded.body, body),
+               at_ms = coalesce(excluded.at_ms, at_ms)",
+            params![row.feed, row.signed.0, body, at],
+        )
+        .map(drop)
+    }
+
+    /// What was posted to feeds last.
+    pub fn posts(&self) -> Result<Vec<PostedRow>, StoreError> {
+        let read = || {
+            let connection = self.connection();
+            let mut statement = connection.prepare("SELECT feed, signed_ms, body, at_ms FROM posted")?;
+            let rows = statement.query_map([], |row| {
+                let (body, at) = (row.get::<_, Option<Vec<u8>>>(2)?, row.get::<_, Option<u64>>(3)?);
+                let said = body.zip(at.map(Timestamp));
+                Ok(PostedRow { feed: row.get(0)?, signed: Timestamp(row.get(1)?), said })
+            })?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()
         };
         read().map_err(self.database())
     }

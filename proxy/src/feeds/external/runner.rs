@@ -1,8 +1,10 @@
-//! One task per feed: asks, understands, posts on the board, waits. Posts of webhooks come in through [`receive`].
+//! One task per feed: asks, understands, posts on the board, waits. Posts of webhooks come in through [`receive`], which keeps them for
+//! [`recall`]: nobody posts once more because this program was restarted.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use migration::units::Timestamp;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -10,15 +12,17 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::board::FeedBoard;
+use super::board::{FeedBoard, FeedState};
 use super::fetch::{Fetched, Reach, Validators, fetch};
 use super::{Failure, Feed, Reason, Source, Stage, Understood, pace, webhook};
+use crate::causes::chain;
 use crate::clock;
+use crate::store::{Journal, PostedRow, StoreError};
 use crate::telemetry::metrics as telemetry;
 
 /// Starts the task of every feed that is asked; they end with `stop`. Must be called inside a runtime.
 pub fn start(board: &FeedBoard, reach: &Arc<Reach>, stop: &CancellationToken, tasks: &TaskTracker) {
-    for (feed, _) in board.all().filter(|(feed, _)| !matches!(feed.source, Source::Webhook(_))) {
+    for (feed, _) in board.all().filter(|(feed, _)| !is_webhook(feed)) {
         let task = run(board.clone(), feed.clone(), reach.clone(), crate::rng::seed());
         tasks.spawn(stop.clone().run_until_cancelled_owned(task));
     }
@@ -45,7 +49,7 @@ async fn run(board: FeedBoard, feed: Arc<Feed>, reach: Arc<Reach>, seed: u64) {
         };
         let pause = pace::pause(feed.every, failures, retry_after, luck.random());
         let next = stuck.is_none().then(|| now.after(pause));
-        board.change(&feed.name, |state| super::board::FeedState { next, ..state.clone() });
+        board.change(&feed.name, |state| FeedState { next, ..state.clone() });
         // Never two at once: a program that cannot be stopped keeps its feed until it ends.
         if let Some(stuck) = stuck {
             let _ = stuck.await;
@@ -139,11 +143,43 @@ pub enum PostRefused {
     /// It says nothing that is understood.
     #[error("{0}")]
     NotUnderstood(Failure),
+    /// It counts, and will not after a restart.
+    #[error("it counts until this node ends, and cannot be kept: {0}")]
+    NotKept(String),
 }
 
-/// Takes a post for `name`. Gives back how many readings it had.
+/// What was posted before this program began stands again, as old as it is; and nothing of it can be posted again.
+pub async fn recall(board: &FeedBoard, journal: &Journal, now: Timestamp) -> Result<(), StoreError> {
+    let one = async |PostedRow { feed: name, signed, said }| {
+        let Some((feed, _)) = board.get(&name).filter(|(feed, _)| is_webhook(feed)) else { return };
+        // A clock that was wrong then must not refuse posts for as long as it was.
+        let signed = Some(signed.min(now.after(webhook::SKEW)));
+        board.change(&name, |state| FeedState { signed, ..state.clone() });
+        let Some((body, at)) = said else { return };
+        let length = body.len() as u64;
+        match understand(feed, body.into(), now).await {
+            Ok(understood) => {
+                let heard = clock::monotonic().checked_sub(now.since(at));
+                board.change(&name, |state| {
+                    let stands = state.succeeded(understood.clone(), length, at);
+                    FeedState { heard, ..stands }
+                });
+            }
+            Err((failure, _)) => drop(failed(board, feed, &failure, now)),
+        }
+    };
+    join_all(journal.posts()?.into_iter().map(one)).await;
+    Ok(())
+}
+
+fn is_webhook(feed: &Feed) -> bool {
+    matches!(feed.source, Source::Webhook(_))
+}
+
+/// Takes a post for `name` and keeps it in `journal`. Gives back how many readings it had.
 pub async fn receive(
     board: &FeedBoard,
+    journal: &Journal,
     name: &str,
     signature: Option<&str>,
     body: &[u8],
@@ -161,21 +197,23 @@ pub async fn receive(
         telemetry::feed_failed(name, Reason::Signature);
         PostRefused::Signature(why)
     })?;
-    match understand(feed, Bytes::copy_from_slice(body), now).await {
-        Ok(understood) => {
-            let (count, length) = (understood.findings.len(), body.len() as u64);
-            board.change(name, |state| super::board::FeedState {
-                signed: Some(signed),
-                ..state.succeeded(understood.clone(), length, now)
-            });
-            Ok(count)
-        }
-        Err((failure, _)) => {
-            failed(board, feed, &failure, now);
-            board.change(name, |state| super::board::FeedState { signed: Some(signed), ..state.clone() });
-            Err(PostRefused::NotUnderstood(failure))
+    let understood =
+        understand(feed, Bytes::copy_from_slice(body), now).await.map_err(|(failure, _)| failure);
+    match &understood {
+        Ok(understood) => board.change(name, |state| FeedState {
+            signed: Some(signed),
+            ..state.succeeded(understood.clone(), body.len() as u64, now)
+        }),
+        Err(failure) => {
+            failed(board, feed, failure, now);
+            board.change(name, |state| FeedState { signed: Some(signed), ..state.clone() });
         }
     }
+    let said = understood.is_ok().then(|| (body.to_vec(), now));
+    let kept = journal.keep_post(&PostedRow { feed: name.to_owned(), signed, said });
+    let understood = understood.map_err(PostRefused::NotUnderstood)?;
+    kept.map_err(|error| PostRefused::NotKept(chain(&error)))?;
+    Ok(understood.findings.len())
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::Secret;
 /// The header.
 pub const HEADER: &str = "godwit-signature";
 /// How far the sender's clock may be off.
-const SKEW: Duration = Duration::from_secs(5 * 60);
+pub(super) const SKEW: Duration = Duration::from_secs(5 * 60);
 
 /// The value of the header for `body` at `now`.
 pub fn sign(secret: &Secret, body: &[u8], now: Timestamp) -> String {

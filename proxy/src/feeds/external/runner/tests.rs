@@ -13,7 +13,7 @@ use super::super::fetch::http::Request;
 use super::super::finding::Finding;
 use super::super::map::Program;
 use super::super::tests::feed;
-use super::super::{Secret, webhook};
+use super::super::{Secret, Use, webhook};
 use super::*;
 
 type Answer = Box<dyn Fn(usize, &str) -> String + Send + Sync>;
@@ -420,34 +420,88 @@ async fn posts_need_a_signature_and_count_once() {
         max_bytes: 100,
         ..http_feed("http://unused.example/")
     };
-    let board = FeedBoard::new([hook, server_less("other")]);
+    let board = FeedBoard::new([hook.clone(), server_less("other")]);
+    let folder = tempfile::tempdir().unwrap();
+    let journal = Journal::open(folder.path()).unwrap();
     let now = Timestamp(1_795_650_000_000);
     let body = br#"{"price": 0.7}"#;
     let sign = |at: Timestamp| webhook::sign(&secret, body, at);
 
-    let unsigned = receive(&board, "prices", None, body, now).await;
+    let unsigned = receive(&board, &journal, "prices", None, body, now).await;
     assert!(matches!(unsigned, Err(PostRefused::Signature(_))));
     assert!(board.get("prices").unwrap().1.failure.is_none(), "strangers leave no trace");
 
-    assert_eq!(receive(&board, "prices", Some(&sign(now)), body, now).await, Ok(1));
+    assert_eq!(receive(&board, &journal, "prices", Some(&sign(now)), body, now).await, Ok(1));
     let state = board.get("prices").unwrap().1;
     assert_eq!((state.at, state.bytes), (Some(now), 14));
     let later = now.after(Duration::from_secs(60));
-    let again = receive(&board, "prices", Some(&sign(now)), body, later).await;
+    let again = receive(&board, &journal, "prices", Some(&sign(now)), body, later).await;
     assert!(matches!(again, Err(PostRefused::Signature(why)) if why.contains("no later than")));
     assert_eq!(board.get("prices").unwrap().1.at, Some(now));
-    assert_eq!(receive(&board, "prices", Some(&sign(later)), body, later).await, Ok(1));
+    assert_eq!(receive(&board, &journal, "prices", Some(&sign(later)), body, later).await, Ok(1));
 
     let latest = later.after(Duration::from_secs(60));
     let odd = b"nonsense";
-    let refused = receive(&board, "prices", Some(&webhook::sign(&secret, odd, latest)), odd, latest).await;
+    let refused =
+        receive(&board, &journal, "prices", Some(&webhook::sign(&secret, odd, latest)), odd, latest).await;
     assert!(matches!(refused, Err(PostRefused::NotUnderstood(failure)) if failure.stage == Stage::Decode));
     let state = board.get("prices").unwrap().1;
     assert_eq!((state.at, state.failures), (Some(later), 1), "what was said before stands");
 
-    assert_eq!(receive(&board, "prices", None, &[0; 101], now).await, Err(PostRefused::TooLarge(100)));
-    assert_eq!(receive(&board, "other", None, body, now).await, Err(PostRefused::NoWebhook("other".into())));
-    assert_eq!(receive(&board, "none", None, body, now).await, Err(PostRefused::NoWebhook("none".into())));
+    // After a restart it still does, and none of the posts can be sent again.
+    let anew = FeedBoard::new([hook]);
+    recall(&anew, &journal, latest).await.unwrap();
+    let known = anew.get("prices").unwrap().1;
+    assert_eq!((known.at, known.bytes, known.understood.findings.len()), (Some(later), 14, 1));
+    for at in [now, later, latest] {
+        let again = receive(&anew, &journal, "prices", Some(&sign(at)), body, latest).await;
+        assert!(matches!(again, Err(PostRefused::Signature(why)) if why.contains("no later than")));
+    }
+
+    assert_eq!(
+        receive(&board, &journal, "prices", None, &[0; 101], now).await,
+        Err(PostRefused::TooLarge(100))
+    );
+    assert_eq!(
+        receive(&board, &journal, "other", None, body, now).await,
+        Err(PostRefused::NoWebhook("other".into()))
+    );
+    assert_eq!(
+        receive(&board, &journal, "none", None, body, now).await,
+        Err(PostRefused::NoWebhook("none".into()))
+    );
+}
+
+#[tokio::test]
+async fn a_window_that_was_posted_outlives_the_program() {
+    let secret = Secret("0123456789abcdef".into());
+    let hook = Feed {
+        source: Source::Webhook(secret.clone()),
+        serves: Use::Maintenance,
+        map: Program::new(".").unwrap(),
+        stale_after: Duration::from_secs(600),
+        ..http_feed("http://unused.example/")
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let now = clock::now();
+    let (starts, ends) = (now.0 / 1000 + 600, now.0 / 1000 + 7200);
+    let body = format!(
+        r#"{{"event": "maintenance", "title": "Works", "zone": "west", "starts": {starts}, "ends": {ends}}}"#
+    );
+    {
+        let (board, journal) = (FeedBoard::new([hook.clone()]), Journal::open(folder.path()).unwrap());
+        let signature = webhook::sign(&secret, body.as_bytes(), now);
+        let taken = receive(&board, &journal, "prices", Some(&signature), body.as_bytes(), now).await;
+        assert_eq!(taken, Ok(1));
+    }
+    let (board, journal) = (FeedBoard::new([hook]), Journal::open(folder.path()).unwrap());
+    let later = now.after(Duration::from_secs(1200));
+    recall(&board, &journal, later).await.unwrap();
+    let (windows, unknown) = board.maintenance("orders", &["west"], later);
+    let titles: Vec<&str> = windows.iter().map(|window| window.title.as_str()).collect();
+    assert_eq!(titles, ["Works"]);
+    let unknown = unknown.unwrap();
+    assert!(unknown.contains("the newest of feed prices is 20 min old"), "it has its age: {unknown}");
 }
 
 fn server_less(name: &str) -> Feed {
