@@ -209,8 +209,8 @@ fn remember(state: &Path, plan: &Plan) -> Result<()> {
             let level = 30.0 + 10.0 * wave + (number % 17) as f64 + (step * 31 % 13) as f64 * 0.3;
             let mut values = vec![
                 Value::new("request_p95_ms", "near", level),
-                Value::new("probe_ms", "near", level * 0.1),
-                Value::new("probe_ms", "far", level * 0.2),
+                Value::new("probe_answer_ms", "near", level * 0.1),
+                Value::new("probe_answer_ms", "far", level * 0.2),
                 Value::new("utilization", "near", 0.5 + 0.3 * wave),
                 Value::new("lag_bytes", "far", 4096.0),
                 Value::new("score", "near", 0.1 * wave),

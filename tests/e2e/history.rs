@@ -156,7 +156,7 @@ async fn exports(leader: &Leader<'_>) -> Result<()> {
     let (_, out, _) = godwit(leader, &["history", "export", RESOURCE, "--to", &to]).await?;
     ensure!(out.starts_with("series_id,t,value\n"), "{out}");
     for series in [
-        "probe_ms/eu-central,",
+        "probe_answer_ms/eu-central,",
         "score/eu-west,",
         "score_utilization/eu-west,",
         "forecast_p95_ms_16/eu-west,",

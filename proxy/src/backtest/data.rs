@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::history::series;
+
 /// The longest step that a grid may have, in steps: a wrong unit of time must not fill the memory.
 const LONGEST: u64 = 10_000_000;
 
@@ -89,6 +91,8 @@ pub fn read(text: &str, step_ms: u64) -> Result<History, DataError> {
 struct Samples {
     /// Moment, zone, what, value.
     all: Vec<(u64, String, Kind, f64)>,
+    /// Latencies with the opening of a connection in them, as an older program kept them: they count where there are no others.
+    whole: Vec<(u64, String, Kind, f64)>,
 }
 
 impl Samples {
@@ -110,7 +114,7 @@ impl Samples {
         Ok(())
     }
 
-    /// `probe_ms/eu-west,1700000000,12.5`; after a long silence the name goes on with `#2`.
+    /// `probe_answer_ms/eu-west,1700000000,12.5`; after a long silence the name goes on with `#2`.
     fn export(&mut self, text: &str) -> Result<(), String> {
         let lacks = || "three values are needed: series_id,t,value".to_owned();
         let (series, rest) = first(text).ok_or_else(lacks)?;
@@ -120,19 +124,23 @@ impl Samples {
         let Some((name, zone)) = series.split_once('/') else { return Ok(()) };
         let kind = match name {
             // Of a zone that did not serve only the probe is known.
-            "probe_ms" => Kind::Latency,
+            series::PROBE | series::PROBE_WHOLE => Kind::Latency,
             "cost_per_hour" => Kind::Cost,
             "utilization" => Kind::Utilization,
             _ => return Ok(()),
         };
         let zone = zone.split('#').next().unwrap_or(zone);
         if !value.is_empty() {
-            self.all.push((moment(at, 1000)?, zone.to_owned(), kind, number(value)?));
+            let into = if name == series::PROBE_WHOLE { &mut self.whole } else { &mut self.all };
+            into.push((moment(at, 1000)?, zone.to_owned(), kind, number(value)?));
         }
         Ok(())
     }
 
-    fn on_grid(self, step_ms: u64) -> Result<History, DataError> {
+    fn on_grid(mut self, step_ms: u64) -> Result<History, DataError> {
+        if !self.all.iter().any(|(_, _, kind, _)| matches!(kind, Kind::Latency)) {
+            self.all.append(&mut self.whole);
+        }
         let first = self.all.iter().map(|(at, ..)| *at).min();
         let last = self.all.iter().map(|(at, ..)| *at).max();
         let (Some(first), Some(last)) = (first, last) else {
@@ -233,6 +241,10 @@ mod tests {
                       feed_x.a,10,3\n\"feed_x.a.gusts, \"\"10 m\"\"/s\",10,3\n";
         let history = read(table, 10_000).expect("valid");
         assert_eq!(read(export, 10_000).expect("valid"), history);
+        // Of an older program, with connections opened: beside newer ones they count for nothing.
+        let newer = export.replace("probe_ms/", "probe_answer_ms/");
+        assert_eq!(read(&newer, 10_000).expect("valid"), history);
+        assert_eq!(read(&format!("{newer}probe_ms/a,10,400\n"), 10_000).expect("valid"), history);
         assert_eq!(
             (history.zones.as_slice(), history.from_ms),
             (&["a".to_owned(), "b".to_owned()][..], 10_000)

@@ -60,7 +60,7 @@ struct Export {
     /// Until; default: now.
     #[arg(long, value_name = "TIME", default_value = "0s")]
     to: String,
-    /// Only these, such as request_p95_ms,probe_ms; default: all.
+    /// Only these, such as request_p95_ms,probe_answer_ms; default: all.
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     series: Vec<String>,
     /// Each step (fine), five minutes (medium), an hour (coarse); default: the finest that reaches back so far.

@@ -172,7 +172,7 @@ pub struct PlacementView {
     /// The way there from this node, as feeds measure it; none: no feed speaks of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathView>,
-    /// Median forecast of the probe, milliseconds.
+    /// Median forecast of the probe's answer, without opening the connection, milliseconds.
     pub forecast_ms: Option<f64>,
 }
 

@@ -98,6 +98,14 @@ impl Probe {
         let value = self.latency.clone().map_err(|failure| Unknown(failure.why));
         Reading { value, at: self.at, source }
     }
+
+    /// As a reading of what the answer alone took, as over a connection that is there: that is what requests wait for, whose connections are
+    /// kept. Another zone's round trip would count twice or three times otherwise.
+    pub fn answer(&self, source: &'static str) -> Reading<Duration> {
+        let alone = |first: Duration| first + self.phase(Phase::Body).unwrap_or_default();
+        let Reading { value, at, source } = self.reading(source);
+        Reading { value: value.map(|whole| self.phase(Phase::FirstByte).map_or(whole, alone)), at, source }
+    }
 }
 
 /// A probe under way: which phase it is in, and what is behind it.
@@ -164,6 +172,32 @@ impl Course {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_requests_wait_for_is_the_answer_and_not_the_connection() {
+        let ms = Duration::from_millis;
+        let whole = |phases: &[(Phase, u64)]| Probe {
+            latency: Ok(phases.iter().map(|(_, took)| ms(*took)).sum()),
+            status: None,
+            phases: phases.iter().map(|(phase, took)| (*phase, ms(*took))).collect(),
+            at: Timestamp(7),
+        };
+        let answer = |probe: &Probe| probe.answer("probe").value;
+        let afar = [
+            (Phase::Dns, 5),
+            (Phase::Connect, 30),
+            (Phase::Tls, 30),
+            (Phase::FirstByte, 31),
+            (Phase::Body, 1),
+        ];
+        assert_eq!(answer(&whole(&afar)), Ok(ms(32)));
+        assert_eq!(answer(&Probe { latency: Ok(ms(9)), ..whole(&[(Phase::Query, 9)]) }), Ok(ms(9)));
+        let failed = Err(Failure { phase: Phase::Body, why: "it hung up".into() });
+        assert_eq!(
+            answer(&Probe { latency: failed, ..whole(&afar[..4]) }),
+            Err(Unknown("it hung up".into()))
+        );
+    }
 
     #[test]
     fn a_failure_belongs_to_the_phase_that_was_under_way() {

@@ -2,8 +2,10 @@
 
 /// p95 of the request path in one step, milliseconds, by the zone that served; steps of a cutover are left out.
 pub const REQUEST_P95: &str = "request_p95_ms";
-/// The HTTP probe, milliseconds, by zone.
-pub const PROBE: &str = "probe_ms";
+/// What the answer to the HTTP probe took, milliseconds, by zone.
+pub const PROBE: &str = "probe_answer_ms";
+/// The same with opening the connection, as an older program kept it. Nothing goes on from it.
+pub const PROBE_WHOLE: &str = "probe_ms";
 /// What the primary's database took to write and commit a row, milliseconds, by the primary's zone.
 pub const HEARTBEAT: &str = "heartbeat_ms";
 /// p95 of the reads that were mirrored in one step, milliseconds, by zone: the same reads in both.
@@ -48,8 +50,19 @@ pub(crate) fn segment(label: &str) -> String {
 
 /// Whether a node keeps a series of this name once it has something to keep; feeds may have any name.
 pub fn is_known(name: &str) -> bool {
-    const FIXED: [&str; 10] =
-        [REQUEST_P95, PROBE, HEARTBEAT, MIRRORED, UTILIZATION, COST, LAG, SCORE, SCORE_LOWER, SCORE_NEEDED];
+    const FIXED: [&str; 11] = [
+        REQUEST_P95,
+        PROBE,
+        PROBE_WHOLE,
+        HEARTBEAT,
+        MIRRORED,
+        UTILIZATION,
+        COST,
+        LAG,
+        SCORE,
+        SCORE_LOWER,
+        SCORE_NEEDED,
+    ];
     FIXED.contains(&name)
         || ["latency", "cost", "utilization"].iter().any(|one| term(one) == name)
         || predictor::LEVELS
