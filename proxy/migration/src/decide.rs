@@ -6,7 +6,7 @@ use crate::cutover::Phase;
 use crate::flip::{flips, shown};
 use crate::policy::{Bound, ExtraGuard, GuardedFact, Mode, Policy};
 use crate::report::{Awaited, DecisionReport, Guard, Verdict};
-use crate::score::{Score, score};
+use crate::score::{RAW_LIMIT, Score, score};
 use crate::units::Timestamp;
 use crate::world::{Fact, Freeze, Maintenance, Service, Undone, World};
 
@@ -25,9 +25,7 @@ pub fn above_since(policy: &Policy, world: &World, now: Timestamp) -> Option<Tim
 
 /// Whether the score stays above only by its latency term: where no request came there is nothing that says so still.
 pub fn rests_on_latency(policy: &Policy, world: &World) -> bool {
-    let score = score(&policy.weights, world);
-    let [latency, ..] = &score.terms;
-    score.lower - latency.points_lower <= needed(policy) - policy.hysteresis
+    score(&policy.weights, world).others_lower() <= needed(policy) - policy.hysteresis
 }
 
 /// What the lower bound of the score must clear.
@@ -86,7 +84,7 @@ fn fixed(policy: &Policy, world: &World, score: &Score, now: Timestamp) -> Vec<G
         frozen(world, now),
         threshold(policy, score),
         sustain(policy, world, now),
-        shadow_better(world),
+        shadow_better(policy, world, score),
         maintenance(policy, world, now),
         cooldown(policy, world, now),
         moves(policy, world),
@@ -177,9 +175,46 @@ fn sustain(policy: &Policy, world: &World, now: Timestamp) -> Guard {
     }
 }
 
-fn shadow_better(world: &World) -> Guard {
+/// Whether the score clears what is needed by its latency term alone, or would not without it.
+pub(crate) fn carried_by_latency(policy: &Policy, score: &Score) -> bool {
+    score.others_lower() <= needed(policy)
+}
+
+/// What a move is expected to bring of latency: in points of the score, as the latency term counts them.
+pub(crate) struct Gain {
+    /// Forecast of the request path where it is, milliseconds.
+    here_ms: f64,
+    /// Expected of it from the shadow.
+    there_ms: f64,
+    /// What the latency term would give, were the shadow what it compares with.
+    points: f64,
+}
+
+impl Gain {
+    /// None: what the shadow would give is not known.
+    pub(crate) fn of(policy: &Policy, world: &World) -> Option<Self> {
+        let here_ms = world.latency.value()?.median_ms;
+        let (there_ms, _) = world.expected_from_shadow()?;
+        let raw = (here_ms - there_ms) / there_ms.max(f64::MIN_POSITIVE);
+        Some(Self { here_ms, there_ms, points: raw.min(RAW_LIMIT) * policy.weights.latency })
+    }
+
+    /// It is worth a move.
+    pub(crate) fn pays(&self, policy: &Policy) -> bool {
+        self.points > policy.disruption
+    }
+
+    /// What must be expected from the shadow for less than that, milliseconds.
+    pub(crate) fn there_that_pays(&self, policy: &Policy) -> f64 {
+        self.here_ms / (1.0 + policy.disruption / policy.weights.latency)
+    }
+}
+
+/// A service that has become slow by itself is as slow in the other zone: its latency term is high, and a move brings nothing. So where that term
+/// carries the score, what it would be against the shadow must be worth more than a move costs.
+fn shadow_better(policy: &Policy, world: &World, score: &Score) -> Guard {
     let both = world.side_by_side();
-    let (passed, value) = match (both.primary, both.shadow) {
+    let (mut passed, mut value) = match (both.primary, both.shadow) {
         (Fact::Known { value: primary, .. }, Fact::Known { value: shadow, .. }) => (
             shadow.median_ms < primary.median_ms,
             format!(
@@ -187,20 +222,23 @@ fn shadow_better(world: &World) -> Guard {
                 both.of, shadow.median_ms, world.shadow, primary.median_ms, world.primary
             ),
         ),
-        // A primary whose probe fails is worse than any shadow that answers.
+        // A primary whose probe fails is worse than any shadow that answers; one of which nothing is known need not be.
         (Fact::Unknown { why }, Fact::Known { value: shadow, .. }) => (
-            true,
+            world.primary_fails,
             format!("{:.1} ms in {}; {} unknown: {why}", shadow.median_ms, world.shadow, world.primary),
         ),
         (_, Fact::Unknown { why }) => (false, format!("{} unknown: {why}", world.shadow)),
     };
-    Guard {
-        name: name::BETTER,
-        passed,
-        value,
-        limit: format!("lower in {}", world.shadow),
-        binds_operator: false,
+    let mut limit = format!("lower in {}", world.shadow);
+    if let Some(gain) = Gain::of(policy, world).filter(|_| carried_by_latency(policy, score)) {
+        passed &= gain.pays(policy);
+        value = format!(
+            "{value}; {:.1} ms here and {:.1} ms expected there: worth {:.2}",
+            gain.here_ms, gain.there_ms, gain.points
+        );
+        limit = format!("{limit}, worth more than {} (disruption)", policy.disruption);
     }
+    Guard { name: name::BETTER, passed, value, limit, binds_operator: false }
 }
 
 /// No move into a zone that is being worked on within the horizon. A calendar that cannot be read does not keep the

@@ -1,7 +1,7 @@
 //! What would change a verdict: for each fact the smallest change, all else equal. Solved, not searched; what is proposed here is
 //! tried by the tests against [`decide`](crate::decide::decide) itself.
 
-use crate::decide::{guarded, name, needed};
+use crate::decide::{Gain, carried_by_latency, guarded, name, needed};
 use crate::policy::{Bound, Mode, Policy};
 use crate::report::{Flip, Guard, Verdict};
 use crate::score::{RAW_LIMIT, Score};
@@ -87,13 +87,12 @@ fn ways_in(policy: &Policy, world: &World, score: &Score, guard: &Guard) -> Vec<
     match guard.name {
         name::SCORE => {
             let then = format!("{then}, once that has lasted {:.0} s", policy.sustain.as_secs_f64());
-            by_score(world, score, needed(policy) - score.lower, &then)
+            let missing = needed(policy) - score.lower;
+            by_score(world, score, [missing; 2], &then)
         }
         name::LAG => by_lag(world, policy.max_lag.0 as f64, &then),
-        name::BETTER => match medians(world) {
-            Some((primary, shadow)) => {
-                vec![flip(name::BETTER, "ms", shadow, primary * (1.0 - OVER), then)]
-            }
+        name::BETTER => match better(policy, world, score) {
+            Some((shadow, border)) => vec![flip(name::BETTER, "ms", shadow, border * (1.0 - OVER), then)],
             None => Vec::new(),
         },
         name::DATABASES => vec![Flip {
@@ -110,10 +109,14 @@ fn ways_in(policy: &Policy, world: &World, score: &Score, guard: &Guard) -> Vec<
 /// No guard failed: what would make one fail.
 fn every_way_out(policy: &Policy, world: &World, score: &Score) -> Vec<Flip> {
     let then = "no move".to_owned();
-    let mut flips = by_score(world, score, needed(policy) - score.lower, &then);
+    let missing = needed(policy) - score.lower;
+    // Where the latency is no gain, the other terms must go on clearing what is needed by themselves.
+    let pays = Gain::of(policy, world).is_none_or(|gain| gain.pays(policy));
+    let others = if pays { missing } else { missing.max(needed(policy) - score.others_lower()) };
+    let mut flips = by_score(world, score, [missing, others], &then);
     flips.extend(by_lag(world, policy.max_lag.0 as f64 + 1.0, &then));
-    if let Some((primary, shadow)) = medians(world) {
-        flips.push(flip(name::BETTER, "ms", shadow, primary, then.clone()));
+    if let Some((shadow, border)) = better(policy, world, score) {
+        flips.push(flip(name::BETTER, "ms", shadow, border, then.clone()));
     }
     for guard in &policy.guards {
         flips.extend(by_extra(policy, world, guard.fact.name(), false, &then));
@@ -121,16 +124,22 @@ fn every_way_out(policy: &Policy, world: &World, score: &Score) -> Vec<Flip> {
     flips
 }
 
-/// Median forecasts of the primary and of the shadow.
-fn medians(world: &World) -> Option<(f64, f64)> {
+/// Median forecast of the shadow, and below which it is forecast better.
+fn better(policy: &Policy, world: &World, score: &Score) -> Option<(f64, f64)> {
     let both = world.side_by_side();
-    Some((both.primary.value()?.median_ms, both.shadow.value()?.median_ms))
+    let (primary, shadow) = (both.primary.value()?.median_ms, both.shadow.value()?.median_ms);
+    let border = match Gain::of(policy, world).filter(|_| carried_by_latency(policy, score)) {
+        Some(gain) => primary.min(world.shadow_median_for(gain.there_that_pays(policy))?),
+        None => primary,
+    };
+    Some((shadow, border))
 }
 
-/// Each term by itself makes up for `missing` points; below zero: takes that many away.
-fn by_score(world: &World, score: &Score, missing: f64, then: &str) -> Vec<Flip> {
+/// Each term by itself makes up for `missing` points, the latency's for the first; below zero: takes that many away.
+fn by_score(world: &World, score: &Score, missing: [f64; 2], then: &str) -> Vec<Flip> {
     let mut flips = Vec::new();
     for term in &score.terms {
+        let missing = missing[usize::from(term.name != "latency")];
         if term.weight <= 0.0 || term.raw.value().is_none() {
             continue;
         }

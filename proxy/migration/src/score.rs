@@ -37,6 +37,14 @@ pub struct Score {
     pub lower: f64,
 }
 
+impl Score {
+    /// The lower sum without the latency term.
+    pub fn others_lower(&self) -> f64 {
+        let [_, others @ ..] = &self.terms;
+        others.iter().map(|term| term.points_lower).sum()
+    }
+}
+
 /// Computes the score of moving from the primary to the shadow.
 pub fn score(weights: &Weights, world: &World) -> Score {
     let terms =

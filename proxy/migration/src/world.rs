@@ -177,6 +177,9 @@ pub struct World {
     pub primary_probe: Fact<Outlook>,
     /// Forecast of the same probe of the shadow.
     pub shadow_probe: Fact<Outlook>,
+    /// The primary's probe has failed several times in a row, and does so still: why it is unknown. Where it is only not known, nothing
+    /// says that the primary is any worse than it was.
+    pub primary_fails: bool,
     /// Forecast of the p95, at the primary, of reads that the shadow was asked as well.
     pub primary_mirrored: Fact<Outlook>,
     /// Forecast of the p95 of the same reads at the shadow.
@@ -256,6 +259,7 @@ impl World {
             latency: Fact::unknown(why),
             primary_probe: Fact::unknown(why),
             shadow_probe: Fact::unknown(why),
+            primary_fails: false,
             primary_mirrored: Fact::unknown(why),
             shadow_mirrored: Fact::unknown(why),
             mirrored_different: Fact::unknown(why),
@@ -304,6 +308,22 @@ impl World {
         let by_ratio = here * shadow / primary.max(f64::MIN_POSITIVE);
         let there = if both.of == MIRRORED { by_difference.max(by_ratio) } else { by_difference };
         Some((there.max(median(&self.shadow_probe)?), both.of))
+    }
+
+    /// Below which median of the shadow, of what is compared side by side, [`Self::expected_from_shadow`] is below `there`. None: that is not
+    /// known, or no median is low enough.
+    pub fn shadow_median_for(&self, there: f64) -> Option<f64> {
+        let both = self.side_by_side();
+        let median = |fact: &Fact<Outlook>| fact.value().map(|outlook| outlook.median_ms);
+        let (here, primary) = (median(&self.latency)?, median(both.primary)?);
+        let by_difference = there - here + primary;
+        let shadow = if both.of == MIRRORED {
+            let reachable = median(&self.shadow_probe)? < there;
+            reachable.then(|| by_difference.min(there * primary / here.max(f64::MIN_POSITIVE)))?
+        } else {
+            by_difference.min(there)
+        };
+        (shadow > 0.0).then_some(shadow)
     }
 }
 

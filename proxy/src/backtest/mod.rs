@@ -6,7 +6,7 @@
 
 pub mod data;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use migration::cutover::{Phase, State};
@@ -171,6 +171,7 @@ fn measured(history: &History, cells: &[data::Cell], zones: [usize; 2], primary:
         // Who asked, and how many, nobody recorded.
         answers: migration::aftermath::Answers::default(),
         probes_ms: or_why(by_zone(&|cell| cell.latency_ms)),
+        probes_fail: BTreeSet::new(),
         probed_by_sql: false,
         utilization: or_why(by_zone(&|cell| cell.utilization)),
         cost: by_zone(&|cell| cell.cost),

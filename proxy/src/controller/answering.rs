@@ -18,7 +18,7 @@ use crate::fronts::pools::Reach;
 /// How long one probe may take.
 pub const TIMEOUT: Duration = Duration::from_secs(2);
 /// One that fails alone says little on a long way.
-const IN_A_ROW: u32 = 2;
+pub(super) const IN_A_ROW: u32 = 2;
 /// How long a service may be silent before a move to it is given up, and how often it is asked.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(250);

@@ -13,6 +13,7 @@ use replicator::preflight::Side;
 use replicator::status::{CopyStage, Phase as StreamPhase};
 use tokio_util::sync::CancellationToken;
 
+use super::answering::IN_A_ROW;
 use super::databases::{Databases, Purpose};
 use super::effects::{Hands, ZoneDriver};
 use super::live::Live;
@@ -327,17 +328,19 @@ impl Measure {
         measured.probed_by_sql = settings.http.is_none();
         for (zone, placement) in &settings.placements {
             let probes = self.board.get(&PlacementKey::new(&self.resource.name, zone));
-            if let Some(probe) = &probes.http {
-                let fresh = probe.reading("HTTP probe");
-                let value = fresh.fresh(crate::clock::now(), oldest);
-                let ms = value.map(|latency| latency.as_secs_f64() * 1000.0).map_err(|why| why.0);
+            let (probe, failed, source) = if measured.probed_by_sql {
+                (&probes.sql, probes.sql_failed, "SQL probe")
+            } else {
+                (&probes.http, probes.http_failed, "HTTP probe")
+            };
+            if let Some(probe) = probe {
+                let (answer, now) = (probe.answer(source), crate::clock::now());
+                let value = answer.fresh(now, oldest);
+                let ms = value.map(|took| took.as_secs_f64() * 1000.0).map_err(|why| why.0);
                 measured.probes_ms.insert(zone.clone(), ms);
-            }
-            if let (Some(probe), true) = (&probes.sql, measured.probed_by_sql) {
-                let fresh = probe.reading("SQL probe");
-                let value = fresh.fresh(crate::clock::now(), oldest);
-                let ms = value.map(|latency| latency.as_secs_f64() * 1000.0).map_err(|why| why.0);
-                measured.probes_ms.insert(zone.clone(), ms);
+                if failed >= IN_A_ROW && answer.age(now) <= oldest {
+                    measured.probes_fail.insert(zone.clone());
+                }
             }
             if let (Some(beat), true) = (&probes.heartbeat, *zone == primary) {
                 let reading = beat.reading("heartbeat");

@@ -1,6 +1,6 @@
 //! From raw measurements to the facts of a [`World`]: one value per step and series, each with its forecaster.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use migration::aftermath::Answers;
@@ -37,8 +37,10 @@ pub struct Measured {
     pub request_p95_ms: Option<f64>,
     /// Requests that the primary's zone was asked since the last step.
     pub answers: Answers,
-    /// Probe by zone: total milliseconds, or why it failed.
+    /// Probe by zone: milliseconds that the answer took over a connection that was there, or why it failed.
     pub probes_ms: BTreeMap<String, Result<f64, String>>,
+    /// Zones whose probe has failed several times in a row, and did so just now.
+    pub probes_fail: BTreeSet<String>,
     /// They are SQL probes: clients speak to the database.
     pub probed_by_sql: bool,
     /// What the primary's database took to write and commit a row, milliseconds; none: it was not asked, or failed.
@@ -354,8 +356,9 @@ impl Signals {
             running: state.run.as_ref().map(|run| run.id.clone()),
             baseline_ms: self.usual(age),
             latency: if is_of_primary { self.request_outlook(policy, age) } else { not_since(&primary) },
-            primary_probe: self.probe_outlook(&primary, policy, age),
+            primary_probe: self.primary_probe(&primary, policy, age),
             shadow_probe: self.probe_outlook(&shadow, policy, age),
+            primary_fails: self.measured.probes_fail.contains(&primary),
             primary_mirrored: mirrored(0, &primary),
             shadow_mirrored: mirrored(1, &shadow),
             mirrored_different: match self.measured.mirrored_different.filter(|_| is_of_primary) {
@@ -484,8 +487,22 @@ impl Signals {
         self.outlook(&self.requests, policy, age, format!("request path in {}", self.served_by))
     }
 
+    /// Of the primary a failure that stands alone, or a probe that is late, says little: until it has failed several times in a row, what was
+    /// measured last stands, as long as any forecast does.
+    fn primary_probe(&self, zone: &str, policy: &Policy, age: Duration) -> Fact<Outlook> {
+        let last =
+            self.probes.get(zone).filter(|_| !self.measured.probes_fail.contains(zone)).map(|forecaster| {
+                self.outlook(forecaster, policy, age, format!("{} of {zone}", self.probe_name()))
+            });
+        last.filter(|last| last.value().is_some()).unwrap_or_else(|| self.probe_outlook(zone, policy, age))
+    }
+
+    fn probe_name(&self) -> &'static str {
+        if self.measured.probed_by_sql { "SQL probe" } else { "HTTP probe" }
+    }
+
     fn probe_outlook(&self, zone: &str, policy: &Policy, age: Duration) -> Fact<Outlook> {
-        let probe = if self.measured.probed_by_sql { "SQL probe" } else { "HTTP probe" };
+        let probe = self.probe_name();
         match (self.measured.probes_ms.get(zone), self.probes.get(zone)) {
             (Some(Err(why)), _) => Fact::unknown(format!("the {probe} of {zone} fails: {why}")),
             (Some(Ok(_)), Some(forecaster)) => {
@@ -528,6 +545,9 @@ fn outlook(forecaster: &dyn Forecaster, policy: &Policy, age: Duration, source: 
     }
 }
 
+#[cfg(test)]
+#[path = "signals/failing.rs"]
+mod failing_tests;
 #[cfg(test)]
 mod tests {
     use migration::cutover::Phase;

@@ -49,6 +49,8 @@ pub struct Probes {
     pub http_failed: u32,
     /// Of its database.
     pub sql: Option<Probe>,
+    /// How many attempts to ask its database have failed in a row.
+    pub sql_failed: u32,
     /// The heartbeat written to its database; none where it does not serve.
     pub heartbeat: Option<Probe>,
 }
@@ -181,7 +183,8 @@ impl Prober {
                     ticks.tick().await;
                     let probe = sql.run().await;
                     telemetry::probe(&key.zone, "sql", &probe);
-                    board.post(&key, |probes| probes.sql = Some(probe));
+                    let failed = sql.failures();
+                    board.post(&key, |probes| (probes.sql, probes.sql_failed) = (Some(probe), failed));
                     let beaten = match board.generation(&key).filter(|_| target.heartbeat) {
                         Some(generation) => sql.beat(&key.resource, generation).await,
                         None => None,

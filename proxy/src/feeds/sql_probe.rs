@@ -49,6 +49,7 @@ struct Failed {
     failure: Failure,
     pause: Duration,
     retry_at: Instant,
+    in_a_row: u32,
 }
 
 impl SqlProbe {
@@ -106,6 +107,11 @@ impl SqlProbe {
         Some(Beaten { probe: course.found(latency), refused })
     }
 
+    /// How many attempts have failed in a row; a probe during a pause is none.
+    pub fn failures(&self) -> u32 {
+        self.failed.as_ref().map_or(0, |failed| failed.in_a_row)
+    }
+
     fn paused(&self) -> Option<Failure> {
         let Failed { failure, retry_at, .. } = self.failed.as_ref()?;
         let left = retry_at.checked_duration_since(clock::monotonic()).filter(|left| !left.is_zero())?;
@@ -116,7 +122,8 @@ impl SqlProbe {
     fn fail(&mut self, failure: Failure) {
         let pause =
             self.failed.as_ref().map_or(SHORTEST_PAUSE, |failed| (failed.pause * 2).min(LONGEST_PAUSE));
-        self.failed = Some(Failed { failure, pause, retry_at: clock::monotonic() + pause });
+        let in_a_row = self.failures().saturating_add(1);
+        self.failed = Some(Failed { failure, pause, retry_at: clock::monotonic() + pause, in_a_row });
     }
 }
 
@@ -225,6 +232,7 @@ pub(super) mod tests {
         let second = probe.run().await.latency.unwrap_err();
         assert!(second.why.contains("refused") && second.why.contains("next attempt in"), "{second}");
         assert_eq!([first.phase, second.phase], [Phase::Connect; 2]);
+        assert_eq!(probe.failures(), 1, "nobody was asked again");
     }
 
     #[tokio::test]

@@ -165,6 +165,63 @@ fn a_primary_that_costs_nothing_is_not_left_for_one_that_does() {
     assert_eq!(raw(0.0, 0.0), (Some(0.0), true));
 }
 
+/// The service has become slow by itself, and the other zone is hardly any nearer.
+fn slow_by_itself() -> World {
+    World {
+        baseline_ms: known(40.0),
+        latency: known(outlook(60.0)),
+        primary_probe: known(outlook(2.01)),
+        shadow_probe: known(outlook(2.0)),
+        primary_cost: Fact::unknown("test"),
+        primary_utilization: Fact::unknown("test"),
+        ..world()
+    }
+}
+
+#[test]
+fn what_would_be_as_slow_in_the_other_zone_stays() {
+    let policy = policy(|_| {});
+    let better = |world: &World| {
+        let report = decide(&policy, world, NOW);
+        let guard = report.guards.iter().find(|guard| guard.name == name::BETTER).expect("there is one");
+        let others = report.guards.iter().all(|guard| guard.passed || guard.name == name::BETTER);
+        assert!(others, "{}", show(&report));
+        assert_eq!(report.verdict != Verdict::Stay, guard.passed);
+        (
+            guard.passed,
+            guard.value.clone(),
+            report.flips.iter().map(|flip| flip.to.clone()).collect::<Vec<_>>(),
+        )
+    };
+    let alike = slow_by_itself();
+    let said = "probe forecast 2.0 ms in b, 2.0 ms in a; 60.0 ms here and 60.0 ms expected there: worth 0.00";
+    assert_eq!(better(&alike), (false, said.to_owned(), vec![]), "no median is low enough");
+    // 55 of 60 ms are worth 0.09; of 57.15 ms, 0.05.
+    let nearer = World { primary_probe: known(outlook(7.0)), ..alike.clone() };
+    assert!(better(&nearer).0);
+    let barely = World { shadow_probe: known(outlook(5.0)), ..nearer.clone() };
+    let (passed, value, flips) = better(&barely);
+    assert!(!passed && value.ends_with("60.0 ms here and 58.0 ms expected there: worth 0.03"), "{value}");
+    assert_eq!(flips, ["4.1 ms"]);
+    // A zone that is cheaper is moved to for its price.
+    let cheaper = World { primary_cost: known(9.0), ..alike.clone() };
+    let mut parts = (*policy).clone();
+    parts.weights.cost = 1.0;
+    let by_cost = Policy::new(parts).expect("valid");
+    assert_ne!(decide(&by_cost, &cheaper, NOW).verdict, Verdict::Stay);
+    // A price that does not carry the score is none.
+    assert_eq!(decide(&by_cost, &World { shadow_cost: known(8.9), ..cheaper }, NOW).verdict, Verdict::Stay);
+}
+
+#[test]
+fn a_primary_of_which_nothing_is_known_is_not_left_for_that() {
+    let blind = World { primary_probe: Fact::unknown("it was not probed yet"), ..world() };
+    assert!(!moves_in(&blind));
+    assert!(moves_in(&World { primary_fails: true, ..blind.clone() }));
+    let neither = World { primary_fails: true, shadow_probe: Fact::unknown("it fails"), ..blind };
+    assert!(!moves_in(&neither));
+}
+
 #[test]
 fn pauses_after_undone_moves_grow_up_to_the_cooldown() {
     let policy = policy(|parts| parts.cooldown = Duration::from_mins(10));
@@ -311,7 +368,15 @@ proptest! {
     #[test]
     fn more_reason_never_stops_a_move(world in eager_world(), more in 1.0_f64..3.0) {
         prop_assume!(moves_in(&world));
-        let higher = World { latency: world.latency.map(|now| outlook(now.median_ms * more)), ..world.clone() };
+        // In the primary's zone: what is slow wherever it runs is no reason.
+        let by = world.latency.value().map_or(0.0, |now| now.median_ms * (more - 1.0));
+        let slowed = |fact: &Fact<Outlook>| fact.map(|now| outlook(now.median_ms + by));
+        let higher = World {
+            latency: slowed(&world.latency),
+            primary_probe: slowed(&world.primary_probe),
+            primary_mirrored: slowed(&world.primary_mirrored),
+            ..world.clone()
+        };
         prop_assert!(moves_in(&higher), "a higher latency");
         let cheaper = World { shadow_cost: world.shadow_cost.map(|cost| cost / more), ..world.clone() };
         prop_assert!(moves_in(&cheaper), "a cheaper shadow");
@@ -370,7 +435,14 @@ proptest! {
 /// from [`crate::flip`].
 fn edit(world: &World, policy: &Policy, of: &str, moves: bool, share: f64) -> World {
     let score = score(&policy.weights, world);
-    let missing = (needed(policy) - score.lower) * share;
+    let mut missing = needed(policy) - score.lower;
+    let gain = world.latency.value().zip(world.expected_from_shadow());
+    let pays = gain.is_none_or(|(here, (there, _))| here.median_ms > there * (1.0 + policy.disruption));
+    if moves && of != "latency" && !pays {
+        // From there on the latency would have to carry the score.
+        missing = missing.max(needed(policy) - score.others_lower());
+    }
+    let missing = missing * share;
     let mut edited = world.clone();
     // Once it clears, it is assumed to have lasted.
     if !moves {
@@ -398,11 +470,24 @@ fn edit(world: &World, policy: &Policy, of: &str, moves: bool, share: f64) -> Wo
         }
         name::BETTER => {
             let both = world.side_by_side();
-            let border = both.primary.value().expect("known").median_ms;
-            let closer = both
-                .shadow
-                .map(|now| Outlook { median_ms: now.median_ms + (border - now.median_ms) * share, ..*now });
-            if both.of == "probe" { edited.shadow_probe = closer } else { edited.shadow_mirrored = closer }
+            let before = both.shadow.value().expect("known").median_ms;
+            let with = |median_ms: f64| {
+                let fact = both.shadow.map(|now| Outlook { median_ms, ..*now });
+                let (of_probe, now) = (both.of == "probe", edited.clone());
+                if of_probe {
+                    World { shadow_probe: fact, ..now }
+                } else {
+                    World { shadow_mirrored: fact, ..now }
+                }
+            };
+            // Halved until it is found: at `low` there is a move, at `high` none.
+            let (mut low, mut high) =
+                if moves { (before, both.primary.value().expect("known").median_ms) } else { (0.0, before) };
+            for _ in 0..60 {
+                let middle = f64::midpoint(low, high);
+                if moves_in(&with(middle)) { low = middle } else { high = middle }
+            }
+            edited = with(before + (low - before) * share);
         }
         other => panic!("unexpected flip {other}"),
     }
