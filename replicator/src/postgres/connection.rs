@@ -15,13 +15,14 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use postgres_protocol::authentication::{md5_hash, sasl};
 use postgres_protocol::message::frontend;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::config::{ChannelBinding, Host, SslNegotiation};
 
 use super::paced::Paced;
 use super::tls::Connector;
-use super::{CONNECT_TIMEOUT, Dsn, TlsMode, quote_literal};
+use super::{CONNECT_TIMEOUT, Dsn, TlsMode, keep_alive, quote_literal};
 use crate::error::Error;
 use crate::pgoutput::reader::Reader;
 
@@ -159,7 +160,7 @@ async fn dial_at<S: Socket + 'static>(
     match address {
         Address::Tcp(host, port) => {
             let socket = TcpStream::connect((host.as_str(), *port)).await.map_err(Error::io(context))?;
-            socket.set_nodelay(true).map_err(Error::io(context))?;
+            prepare(&socket, dsn).map_err(Error::io(context))?;
             secure(dsn, dress(socket), name, context).await
         }
         Address::Unix(_) if !matches!(dsn.tls.mode, TlsMode::Disable | TlsMode::Prefer) => {
@@ -173,6 +174,25 @@ async fn dial_at<S: Socket + 'static>(
             Ok((Box::new(socket), None))
         }
     }
+}
+
+/// What is sent goes at once, and a server that has fallen silent is noticed, also while it owes an answer.
+fn prepare(socket: &TcpStream, dsn: &Dsn) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    let mut parameters = dsn.negotiated();
+    keep_alive(&mut parameters);
+    let socket = SockRef::from(socket);
+    if parameters.get_keepalives() {
+        let mut keepalive = TcpKeepalive::new().with_time(parameters.get_keepalives_idle());
+        if let Some(interval) = parameters.get_keepalives_interval() {
+            keepalive = keepalive.with_interval(interval);
+        }
+        if let Some(retries) = parameters.get_keepalives_retries() {
+            keepalive = keepalive.with_retries(retries);
+        }
+        socket.set_tcp_keepalive(&keepalive)?;
+    }
+    parameters.get_tcp_user_timeout().map_or(Ok(()), |unheard| socket.set_tcp_user_timeout(Some(*unheard)))
 }
 
 /// What a connection is for.
@@ -646,6 +666,28 @@ mod tests {
         assert!(error.to_string().contains(words), "{error}");
         assert!(notice("stream", body("pgoutput_startup").into()).is_ok());
         assert!(notice("stream", Bytes::from_static(b"Rxx")).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_silent_server_is_noticed_on_a_dialed_socket() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let socket = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connected");
+        let seconds = Duration::from_secs;
+        let prepared = |parameters: &str| {
+            let dsn: Dsn = format!("postgres://u@h/d{parameters}").parse().expect("a dsn");
+            prepare(&socket, &dsn).expect("prepared");
+            let socket = SockRef::from(&socket);
+            let on = socket.keepalive().expect("read");
+            let times = (socket.tcp_keepalive_time(), socket.tcp_keepalive_interval());
+            let times = (times.0.expect("read"), times.1.expect("read"));
+            let retries = socket.tcp_keepalive_retries().expect("read");
+            (on, times, retries, socket.tcp_user_timeout().expect("read"))
+        };
+        assert!(!prepared("?keepalives=0").0);
+        assert_eq!(prepared(""), (true, (seconds(30), seconds(10)), 3, None));
+        let said = "?keepalives_idle=7&keepalives_interval=2&keepalives_retries=4&tcp_user_timeout=5";
+        assert_eq!(prepared(said), (true, (seconds(7), seconds(2)), 4, Some(seconds(5))));
+        assert!(socket.nodelay().expect("read"));
     }
 
     /// What authenticating against these messages of a server ends with.

@@ -166,10 +166,7 @@ fn parameters(
     parameters.application_name(application_name);
     let options = format!("{KEEPALIVES} {} {own}", parameters.get_options().unwrap_or_default());
     parameters.options(options.trim_start());
-    if parameters.get_keepalives_idle() == USUAL_IDLE {
-        parameters.keepalives_idle(Duration::from_secs(30));
-        parameters.keepalives_interval(Duration::from_secs(10)).keepalives_retries(3);
-    }
+    keep_alive(&mut parameters);
     if let Some(unheard) = unheard.filter(|_| parameters.get_tcp_user_timeout().is_none()) {
         parameters.tcp_user_timeout(unheard);
     }
@@ -177,6 +174,14 @@ fn parameters(
         parameters.connect_timeout(CONNECT_TIMEOUT);
     }
     parameters
+}
+
+/// Where they do not say when to look whether the other side is there.
+fn keep_alive(parameters: &mut tokio_postgres::Config) {
+    if parameters.get_keepalives_idle() == USUAL_IDLE {
+        parameters.keepalives_idle(Duration::from_secs(30));
+        parameters.keepalives_interval(Duration::from_secs(10)).keepalives_retries(3);
+    }
 }
 
 /// Also says whether the server is of version 17 or newer.
