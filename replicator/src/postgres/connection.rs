@@ -7,12 +7,15 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use postgres_protocol::authentication::{md5_hash, sasl};
 use postgres_protocol::message::frontend;
 use socket2::{SockRef, TcpKeepalive};
@@ -30,6 +33,8 @@ use crate::pgoutput::reader::Reader;
 pub(super) const HEADER: usize = 5;
 /// The largest message believed: PostgreSQL itself cannot build one of more than 1 GiB, its header apart.
 const MESSAGE_LIMIT: usize = (1 << 30) + (1 << 16);
+/// Of the addresses of one name each is tried so much later than the one before it (RFC 8305).
+const APART: Duration = Duration::from_millis(250);
 /// How much is read at once.
 const READ_SIZE: usize = 256 * 1024;
 
@@ -125,12 +130,14 @@ pub struct Dialed {
     pub end_point: Option<Vec<u8>>,
 }
 
-/// Connects to the server of `dsn` with the TLS that it demands, for callers that speak the protocol themselves. The addresses
-/// are tried in order, each within `connect_timeout`. Says nothing: the start-up packet is the caller's.
+/// Connects to the server of `dsn` with the TLS that it demands, for callers that speak the protocol themselves. The hosts
+/// are tried in order, and share `connect_timeout`. Says nothing: the start-up packet is the caller's.
 pub async fn dial(dsn: &Dsn) -> Result<Dialed, Error> {
-    let limit = dsn.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
+    let addresses = addresses(dsn);
+    let whole = dsn.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
+    let limit = whole / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
     let mut failure = Error::Unready("the connection parameters name no host".into());
-    for (at, address) in addresses(dsn).into_iter().enumerate() {
+    for (at, address) in addresses.into_iter().enumerate() {
         let context = format!("connect to {address}");
         let name = certified_name(dsn, at, &address);
         match within(limit, &context, dial_at(dsn, &address, name, |socket| socket, &context)).await {
@@ -159,7 +166,9 @@ async fn dial_at<S: Socket + 'static>(
 ) -> Result<(Box<dyn Socket>, Option<Vec<u8>>), Error> {
     match address {
         Address::Tcp(host, port) => {
-            let socket = TcpStream::connect((host.as_str(), *port)).await.map_err(Error::io(context))?;
+            let found = tokio::net::lookup_host((host.as_str(), *port)).await.map_err(Error::io(context))?;
+            let found: Vec<SocketAddr> = found.collect();
+            let socket = reach(&found).await.map_err(Error::io(context))?;
             prepare(&socket, dsn).map_err(Error::io(context))?;
             secure(dsn, dress(socket), name, context).await
         }
@@ -172,6 +181,28 @@ async fn dial_at<S: Socket + 'static>(
         Address::Unix(path) => {
             let socket = UnixStream::connect(path).await.map_err(Error::io(context))?;
             Ok((Box::new(socket), None))
+        }
+    }
+}
+
+/// Connects to the first of a name's addresses that takes a connection. Each is tried [`APART`] after the one before it, or as soon as that has
+/// failed: one that does not answer keeps none from being tried.
+async fn reach(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let (mut left, mut tries) = (addresses.iter(), FuturesUnordered::new());
+    let mut next = left.next();
+    loop {
+        tries.extend(next.take().map(|address| TcpStream::connect(*address)));
+        tokio::select! {
+            tried = tries.next() => match tried {
+                Some(Ok(socket)) => return Ok(socket),
+                Some(Err(error)) => {
+                    failure = error;
+                    next = left.next();
+                }
+                None => return Err(failure),
+            },
+            () = tokio::time::sleep(APART), if left.len() > 0 => next = left.next(),
         }
     }
 }
@@ -671,7 +702,7 @@ mod tests {
     #[tokio::test]
     async fn a_silent_server_is_noticed_on_a_dialed_socket() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let socket = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connected");
+        let socket = reach(&[listener.local_addr().expect("bound")]).await.expect("connected");
         let seconds = Duration::from_secs;
         let prepared = |parameters: &str| {
             let dsn: Dsn = format!("postgres://u@h/d{parameters}").parse().expect("a dsn");
@@ -688,6 +719,25 @@ mod tests {
         let said = "?keepalives_idle=7&keepalives_interval=2&keepalives_retries=4&tcp_user_timeout=5";
         assert_eq!(prepared(said), (true, (seconds(7), seconds(2)), 4, Some(seconds(5))));
         assert!(socket.nodelay().expect("read"));
+    }
+
+    #[tokio::test]
+    async fn an_address_that_does_not_answer_keeps_no_other_from_being_tried() {
+        let full =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");
+        full.listen(0).expect("listening");
+        let silent = full.local_addr().expect("bound").as_socket().expect("of a port");
+        let _waits = TcpStream::connect(silent).await.expect("room for one");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let live = listener.local_addr().expect("bound");
+        let connected = tokio::time::timeout(Duration::from_secs(5), reach(&[silent, live])).await;
+        let socket = connected.expect("in time").expect("connected");
+        assert_eq!(socket.peer_addr().expect("connected"), live);
+        drop(listener);
+        let refused = reach(&[live, live]).await.expect_err("nobody listens");
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(reach(&[]).await.expect_err("none").kind(), io::ErrorKind::NotFound);
     }
 
     /// What authenticating against these messages of a server ends with.

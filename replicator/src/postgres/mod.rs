@@ -16,6 +16,7 @@ use futures_util::FutureExt;
 use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 
+use connection::Address;
 pub use connection::{Dialed, Socket, dial};
 pub use dsn::{Authority, ClientCertificate, Dsn, DsnError, Tls, TlsMode};
 pub use tls::certificate_hash;
@@ -170,9 +171,6 @@ fn parameters(
     if let Some(unheard) = unheard.filter(|_| parameters.get_tcp_user_timeout().is_none()) {
         parameters.tcp_user_timeout(unheard);
     }
-    if parameters.get_connect_timeout().is_none() {
-        parameters.connect_timeout(CONNECT_TIMEOUT);
-    }
     parameters
 }
 
@@ -184,6 +182,20 @@ fn keep_alive(parameters: &mut tokio_postgres::Config) {
     }
 }
 
+/// How many addresses there are behind the hosts; one, of a name that cannot be looked up.
+async fn count_addresses(dsn: &Dsn) -> u32 {
+    let mut count = 0;
+    for address in connection::addresses(dsn) {
+        count += match address {
+            Address::Tcp(host, port) => {
+                tokio::net::lookup_host((host, port)).await.map_or(1, |found| found.take(64).count())
+            }
+            Address::Unix(_) => 1,
+        };
+    }
+    u32::try_from(count).unwrap_or(u32::MAX).max(1)
+}
+
 /// Also says whether the server is of version 17 or newer.
 async fn open(
     dsn: &Dsn,
@@ -191,24 +203,23 @@ async fn open(
     own: &str,
     unheard: Option<Duration>,
 ) -> Result<(Client, Driver, bool), Error> {
-    let parameters = parameters(dsn, application_name, own, unheard);
+    let mut parameters = parameters(dsn, application_name, own, unheard);
     let patience = parameters.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
     let context = || format!("connect to {}", place(dsn));
-    let connecting: Pin<Box<dyn Future<Output = _> + Send>> = if dsn.tls.mode == TlsMode::Disable {
-        Box::pin(async {
-            let (client, connection) = parameters.connect(NoTls).await?;
-            let recent = is_recent(connection.parameter("server_version"));
-            Ok((client, Box::pin(connection) as Driver, recent))
-        })
-    } else {
-        let connector = tls::Connector::new(&dsn.tls)?;
-        let parameters = &parameters;
+    let connector = (dsn.tls.mode != TlsMode::Disable).then(|| tls::Connector::new(&dsn.tls)).transpose()?;
+    let connecting: Pin<Box<dyn Future<Output = Result<_, tokio_postgres::Error>> + Send>> =
         Box::pin(async move {
+            // An address that does not answer leaves time for the next.
+            parameters.connect_timeout(patience / count_addresses(dsn).await);
+            let Some(connector) = connector else {
+                let (client, connection) = parameters.connect(NoTls).await?;
+                let recent = is_recent(connection.parameter("server_version"));
+                return Ok((client, Box::pin(connection) as Driver, recent));
+            };
             let (client, connection) = parameters.connect(connector).await?;
             let recent = is_recent(connection.parameter("server_version"));
             Ok((client, Box::pin(connection) as Driver, recent))
-        })
-    };
+        });
     tokio::time::timeout(patience, connecting)
         .await
         .map_err(|_| {
