@@ -1,6 +1,8 @@
 //! Clients that share connections: each sees a session of its own, and a few connections serve all.
 
 use godwit::config::model::PostgresPool;
+use godwit::fronts::postgres::protocol::message;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 
@@ -351,4 +353,37 @@ async fn pipelines_large_messages_and_copies() {
     }
     assert_eq!(rows.as_mut().finish().await.unwrap(), 1000);
     assert_eq!(one.query("SELECT FROM item", &[]).await.unwrap().len(), 1000);
+}
+
+/// Who writes so waits for nothing, not even for the server to ask for the copy.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_ahead_of_a_copy_gets_its_own_answers() {
+    let trusts = |settings: &mut Settings| {
+        (settings.pool, settings.auth) = (Some(POOL), PostgresAuth::Trust);
+        settings.passwords.insert("app".into(), PASSWORD.into());
+    };
+    let setup = Setup::with(HOLD, trusts, "").await;
+    let other = setup.connect().await;
+    let mut ahead = TcpStream::connect(setup.front.settings.listen).await.unwrap();
+    let mut seen = Vec::new();
+    let mut until = async |ahead: &mut TcpStream, text: &[u8]| {
+        while !seen.windows(text.len()).any(|part| part == text) {
+            let reading = tokio::time::timeout(DEADLINE, ahead.read_buf(&mut seen));
+            assert!(reading.await.expect("an answer").unwrap() > 0);
+        }
+    };
+    let mut out = Vec::new();
+    message::startup(&mut out, [("user", "app"), ("database", DATABASE)].into_iter());
+    ahead.write_all(&out).await.unwrap();
+    until(&mut ahead, b"Z\0\0\0\x05I").await;
+    out.clear();
+    message::query(&mut out, b"COPY item FROM STDIN");
+    message::write(&mut out, b'd', |out| out.extend(b"1\tone\n"));
+    message::write(&mut out, b'c', |_| {});
+    message::query(&mut out, b"SELECT pg_sleep(1), 'of another'");
+    ahead.write_all(&out).await.unwrap();
+    until(&mut ahead, b"COPY 1\0").await;
+    let row = other.query_one("SELECT 'my own'", &[]).await.unwrap();
+    assert_eq!(row.get::<_, String>(0), "my own");
+    until(&mut ahead, b"of another").await;
 }

@@ -229,6 +229,7 @@ impl Relay {
         self.backend = Some(socket);
         self.from_backend = received;
         self.used = false;
+        self.tracker.moved();
     }
 
     /// The client shares connections, and needs this one no more: it stands between transactions and has left nothing here, as far
@@ -567,11 +568,11 @@ impl Relay {
         }
         let alone = !self.tracker.owes();
         let sent = self.tracker.sent(tag);
-        if sent == Sent::Unit {
-            self.used = true;
-            if let Some(shared) = &mut self.shared {
-                shared.unit(tag);
-            }
+        self.used |= sent == Sent::Unit;
+        match (&mut self.shared, sent) {
+            (Some(shared), Sent::Unit) => shared.unit(tag),
+            (Some(shared), Sent::CopyEnd { batch }) => shared.copy_ends(batch),
+            _ => {}
         }
         match sent {
             Sent::Unit if alone => {
@@ -581,7 +582,7 @@ impl Relay {
             }
             // Units that share the session are not measured.
             Sent::Unit => self.sent = None,
-            Sent::Part => {}
+            Sent::Part | Sent::CopyEnd { .. } => {}
             Sent::Goodbye => return true,
         }
         false

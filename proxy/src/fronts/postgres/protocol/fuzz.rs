@@ -115,7 +115,7 @@ pub fn messages(data: &[u8]) {
                 }
                 b'G' | b'W' => {
                     tracker.copy_begins();
-                    assert!(tracker.within_unit() && !tracker.at_boundary());
+                    assert!((tracker.within_unit() || tracker.owes()) && !tracker.at_boundary());
                 }
                 b'E' => tracker.failed(),
                 _ => {}
@@ -149,6 +149,9 @@ fn shared(messages: &[(u8, Vec<u8>)]) {
         }
         if matches!(tag, b'S' | b'Q' | b'F') {
             statements.unit(*tag);
+        }
+        if matches!(tag, b'c' | b'f') {
+            statements.copy_ends(body.is_empty());
         }
     }
 }

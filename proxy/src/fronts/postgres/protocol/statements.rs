@@ -139,6 +139,8 @@ enum Owed {
     Close { ours: bool, id: Option<u64>, client: Option<(Box<[u8]>, Arc<Prepared>)> },
     /// ReadyForQuery; `synced`: to a Sync.
     Ready { synced: bool },
+    /// Nothing: see [`Sent::CopyEnd`](super::tracker::Sent::CopyEnd).
+    CopyEnd { batch: bool },
 }
 
 /// A statement with a name is too long to be kept.
@@ -253,6 +255,11 @@ impl Statements {
     pub fn unit(&mut self, tag: u8) {
         self.owed.push_back(Owed::Ready { synced: tag == b'S' });
         self.within = false;
+    }
+
+    /// The client's message ended a copy that the server has not asked for yet: see [`super::tracker::Sent::CopyEnd`].
+    pub fn copy_ends(&mut self, batch: bool) {
+        self.owed.push_back(Owed::CopyEnd { batch });
     }
 
     fn parse(&mut self, bytes: &[u8], whole: bool, out: &mut Vec<u8>) -> Result<Rewritten, TooLong> {
@@ -461,20 +468,28 @@ impl Statements {
                     id.take_if(|id| !ids.contains(id));
                     client.take_if(|(name, _)| !names.contains(name));
                 }
-                Owed::Ready { .. } => {}
+                Owed::Ready { .. } | Owed::CopyEnd { .. } => {}
             }
         }
         self.has.statements.retain(|id, _| ids.contains(id));
         self.names.retain(|name, _| names.contains(name));
     }
 
-    /// As [`super::tracker::Tracker::copy_begins`]: Syncs sent before the client knew are never answered.
+    /// As [`super::tracker::Tracker::copy_begins`]: Syncs sent before the copy's end are never answered.
     fn copy_begins(&mut self) {
-        if matches!(self.owed.front(), Some(Owed::Ready { synced: false })) {
-            self.owed.truncate(1);
-        } else {
-            self.owed.retain(|owed| !matches!(owed, Owed::Ready { .. }));
+        let end = self.owed.iter().position(|owed| matches!(owed, Owed::CopyEnd { .. }));
+        if let Some(end) = end {
+            self.owed.remove(end);
         }
+        if matches!(self.owed.front(), Some(Owed::Ready { synced: false })) {
+            return;
+        }
+        let mut left = end.unwrap_or(self.owed.len());
+        self.owed.retain(|owed| {
+            let within = left > 0;
+            left = left.saturating_sub(1);
+            !within || !matches!(owed, Owed::Ready { synced: true })
+        });
     }
 
     /// ReadyForQuery: what was not answered until now was skipped.
@@ -505,10 +520,13 @@ impl Statements {
                     }
                     self.names.extend(client);
                 }
-                Owed::Ready { .. } => {}
+                Owed::Ready { .. } | Owed::CopyEnd { .. } => {}
             }
         }
         self.owed.pop_front();
+        while let Some(Owed::CopyEnd { batch: false }) = self.owed.front() {
+            self.owed.pop_front();
+        }
         self.unsettled &= !self.owed.is_empty();
     }
 }

@@ -213,6 +213,7 @@ impl Session {
             let has = std::mem::take(&mut shared.has);
             if let (Some(secret), Some(backend)) = (left, backend)
                 && backend.received.is_empty()
+                && !self.relay.tracker.is_unsure()
             {
                 let backend = Backend { secret: secret.into(), ..backend };
                 let turn = self.front.turnstile.turn_number();

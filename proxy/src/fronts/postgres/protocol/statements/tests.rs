@@ -414,6 +414,37 @@ fn a_copy_from_the_client_answers_no_sync_before_its_end() {
 }
 
 #[test]
+fn a_copy_that_is_sent_before_it_is_asked_for_answers_what_follows_it() {
+    let mut statements = Statements::new(Arc::default(), 3);
+    let say = |statements: &mut Statements, messages: &[Vec<u8>]| {
+        for message in messages {
+            statements.rewrite(message, true, &mut Vec::new()).unwrap();
+            if matches!(message[0], b'S' | b'Q') {
+                statements.unit(message[0]);
+            }
+        }
+    };
+    say(&mut statements, &[query("COPY t FROM STDIN")]);
+    statements.copy_ends(false);
+    say(&mut statements, &[parse("s", "SELECT 1"), sync()]);
+    assert!(!statements.heard(b'G', b"") && !statements.heard(b'Z', b"I"));
+    assert_eq!(statements.owed.len(), 2, "the statement and its Sync");
+    assert!(!statements.heard(b'1', b"") && !statements.heard(b'Z', b"I") && statements.owed.is_empty());
+    assert!(statements.names.contains_key(&b"s"[..]));
+    // It copies nothing.
+    say(&mut statements, &[query("SELECT 1")]);
+    statements.copy_ends(false);
+    say(&mut statements, &[query("SELECT 1")]);
+    assert!(!statements.heard(b'Z', b"I") && statements.owed.len() == 1 && !statements.heard(b'Z', b"I"));
+    // By Execute.
+    say(&mut statements, &[parse("", "COPY t FROM STDIN"), bind(""), sync()]);
+    statements.copy_ends(false);
+    say(&mut statements, &[sync()]);
+    assert!(!statements.heard(b'1', b"") && !statements.heard(b'G', b""));
+    assert!(statements.owed.len() == 1 && !statements.heard(b'Z', b"I") && statements.owed.is_empty());
+}
+
+#[test]
 fn a_connection_keeps_so_many() {
     let registry = Arc::new(Registry::default());
     let mut client = Client::new(&registry, 3);
