@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use replicator::postgres::{Dialed, Dsn, Socket, dial};
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio_postgres::config::ChannelBinding;
 
 use super::protocol::message::{self, ServerError};
 use super::protocol::oids::Catalogue;
@@ -157,7 +158,17 @@ impl Backend {
             match tag {
                 b'R' => {
                     let (method, data) = body.split_first_chunk().ok_or(NoBackend::Unexpected(tag))?;
-                    let answer = match (u32::from_be_bytes(*method), &mut exchange) {
+        let (binding, mut bound) = (dsn.get_channel_binding(), false);
+        let end_point = end_point.filter(|_| binding != ChannelBinding::Disable);
+                    let method = u32::from_be_bytes(*method);
+                    if exchange.is_some() && !matches!(method, 11 | 12) {
+                        return Err(Failed::Impostor.into());
+                    }
+                    // Whatever else it is content with would not show that it is the one at the other end of the TLS.
+                    if binding == ChannelBinding::Require && !bound && method != 10 {
+                        return Err(Failed::Unbound.into());
+                    }
+                    let answer = match (method, &mut exchange) {
                         (0, _) => continue,
                         (3, None) => match &identity.secret {
                             Secret::Password(password) => [password.as_slice(), b"\0"].concat(),
@@ -170,6 +181,10 @@ impl Backend {
                             let mut answer =
                                 if plus { scram::PLUS } else { scram::PLAIN }.as_bytes().to_vec();
                             answer.push(0);
+                            if binding == ChannelBinding::Require && !plus {
+                                return Err(Failed::Unbound.into());
+                            }
+                            bound = plus;
                             answer.extend((first.len() as u32).to_be_bytes());
                             answer.extend(first.as_bytes());
                             answer
@@ -182,6 +197,7 @@ impl Backend {
                         (method, _) => return Err(NoBackend::Method(method)),
                     };
                     let mut out = Vec::new();
+                            exchange = None;
                     message::write(&mut out, b'p', |out| out.extend(answer));
                     self.talk().send(&out).await.map_err(NoBackend::Lost)?;
                 }
@@ -457,5 +473,47 @@ mod tests {
         let (state, lifted) = tokio::join!(backend.state(&[], "ann"), answering);
         assert_eq!(state.unwrap().channels, [b"news"]);
         assert_eq!(lifted, [false, true]);
+    }
+
+    /// Logs in at a server that says this.
+    async fn log_in(
+        parameters: &str,
+        secret: Secret,
+        end_point: bool,
+        says: &[&[u8]],
+    ) -> Result<(), NoBackend> {
+        let (mut backend, mut server) = Backend::by_hand("a");
+        for said in says {
+            server.write_all(said).await.unwrap();
+        }
+        let dsn: Dsn = format!("postgres://u@h/d{parameters}").parse().unwrap();
+        let identity = Identity { user: "ann".into(), parameters: Vec::new(), secret };
+        let end_point = Some(&b"hash"[..]).filter(|_| end_point);
+        tokio::time::timeout(CONNECT, backend.log_in(&dsn, &identity, end_point)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_login_takes_no_less_than_its_placement_demands() {
+        const OK: &[u8] = b"R\0\0\0\x08\0\0\0\0";
+        const CLEAR: &[u8] = b"R\0\0\0\x08\0\0\0\x03";
+        const PLAIN: &[u8] = b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0";
+        const BOTH: &[u8] = b"R\0\0\0\x2a\0\0\0\x0aSCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0";
+        const READY: &[u8] = b"Z\0\0\0\x05I";
+        let secret = || Secret::Password(b"secret".to_vec());
+        for says in [&[OK, READY][..], &[CLEAR, OK, READY]] {
+            log_in("", secret(), true, says).await.unwrap();
+            let refused = log_in("?channel_binding=require", secret(), true, says).await;
+            assert!(matches!(refused, Err(NoBackend::Login(Failed::Unbound))), "{refused:?}");
+        }
+        for (says, end_point) in [(PLAIN, true), (BOTH, false)] {
+            let refused = log_in("?channel_binding=require", secret(), end_point, &[says]).await;
+            assert!(matches!(refused, Err(NoBackend::Login(Failed::Unbound))), "{refused:?}");
+        }
+        for demand in ["", "?channel_binding=require"] {
+            for way_out in [OK, CLEAR, BOTH] {
+                let refused = log_in(demand, secret(), true, &[BOTH, way_out, OK, READY]).await;
+                assert!(matches!(refused, Err(NoBackend::Login(Failed::Impostor))), "{refused:?}");
+            }
+        }
     }
 }

@@ -120,6 +120,11 @@ pub enum Failed {
     /// It did not prove that it knows the client.
     #[error("the database did not prove that it knows the role's password")]
     Impostor,
+    /// Channel binding is demanded, and not to be had.
+    #[error(
+        "channel_binding=require, and the database asks for something else than SCRAM-SHA-256-PLUS, or there is no TLS to bind to"
+    )]
+    Unbound,
 }
 
 /// The server's side. Give it the client's first message, then its final one.
