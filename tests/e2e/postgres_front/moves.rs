@@ -506,3 +506,16 @@ fn kill_all(cluster: &TestCluster) {
     }
     kill_process(process(&postmaster), Signal::KILL).unwrap();
 }
+
+/// It has a value in every session, which only a superuser may set.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_extension_is_set_to_is_no_setting_of_a_session() {
+    let setup = Setup::with(HOLD, |_| {}, "shared_preload_libraries = 'auto_explain'\n").await;
+    let (first, second) = (setup.connect().await, setup.connect().await);
+    first.batch_execute("SET auto_explain.log_min_duration = 0").await.unwrap_err();
+    second.batch_execute("SET app.tenant = '7'").await.unwrap();
+    setup.cutover().await;
+    first.batch_execute("SELECT 1").await.unwrap();
+    let row = second.query_one("SELECT current_setting('app.tenant')", &[]).await.unwrap();
+    assert_eq!(row.get::<_, String>(0), "7");
+}

@@ -355,6 +355,18 @@ async fn pipelines_large_messages_and_copies() {
     assert_eq!(one.query("SELECT FROM item", &[]).await.unwrap().len(), 1000);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_extension_is_set_to_is_not_set_for_the_next() {
+    let extra = "shared_preload_libraries = 'auto_explain'\n";
+    let setup = Setup::with(HOLD, |settings| settings.pool = Some(POOL_OF_FIVE), extra).await;
+    let (first, second) = (setup.connect().await, setup.connect().await);
+    first.batch_execute("SET auto_explain.log_min_duration = 0").await.unwrap_err();
+    first.batch_execute("SET work_mem = '7MB'").await.unwrap();
+    // It has the one that lay there, and the first gets another.
+    second.batch_execute("BEGIN").await.unwrap();
+    assert_eq!(setting(&first, "work_mem").await, "7MB");
+}
+
 /// Who writes so waits for nothing, not even for the server to ask for the copy.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_ahead_of_a_copy_gets_its_own_answers() {

@@ -25,6 +25,10 @@ const STATE: Duration = Duration::from_secs(10);
 /// `query_canceled`.
 const CANCELED: &str = "57014";
 
+/// `insufficient_privilege`.
+const DENIED: &str = "42501";
+/// `admin_shutdown` and `crash_shutdown`: by one of them, as a warning, a server says that it ends at once.
+const ENDS: [&str; 2] = ["57P01", "57P02"];
 /// As whom a session logs in.
 #[derive(Clone, Debug)]
 pub(super) struct Identity {
@@ -215,10 +219,10 @@ impl Backend {
     /// Asks what the session has.
     pub(super) async fn state(&mut self, custom: &[String], user: &str) -> Result<State, NoBackend> {
         let deadline = clock::tick() + STATE;
-        let mut lift = false;
+        let (mut custom, mut lift) = (custom.to_vec(), false);
         let rows = loop {
             let mut question = Vec::new();
-            state::ask(&mut question, custom, user, lift);
+            state::ask(&mut question, &custom, user, lift);
             match self.rows(&question).await {
                 // The client's own limit, or what it sent to cancel the statement before.
                 Err(NoBackend::Refused(error, _))
@@ -227,6 +231,15 @@ impl Backend {
                     lift = true;
                 }
                 rows => break rows?,
+                // One of them is a setting of an extension that this role may not look at; which, it says in any language.
+                Err(NoBackend::Refused(error, _)) if error.sqlstate == DENIED && !custom.is_empty() => {
+                    let said = error.message.to_ascii_lowercase();
+                    let named = custom.iter().enumerate().filter(|(_, name)| said.contains(&***name));
+                    match named.max_by_key(|(_, name)| name.len()) {
+                        Some((at, _)) => drop(custom.remove(at)),
+                        None => custom.clear(),
+                    }
+                }
             }
         };
         let mut found = State::default();
@@ -473,6 +486,37 @@ mod tests {
         let (state, lifted) = tokio::join!(backend.state(&[], "ann"), answering);
         assert_eq!(state.unwrap().channels, [b"news"]);
         assert_eq!(lifted, [false, true]);
+    }
+
+    #[tokio::test]
+    async fn a_question_is_asked_again_without_the_name_that_may_not_be_looked_at() {
+        let (mut backend, mut server) = Backend::by_hand("a");
+        let answering = async {
+            let mut asked = Vec::new();
+            for denied in [Some("cron.host"), Some("other"), None] {
+                let mut question = Vec::new();
+                while !question.ends_with(b"S\0\0\0\x04") {
+                    assert!(server.read_buf(&mut question).await.unwrap() > 0);
+                }
+                let question = String::from_utf8_lossy(&question).into_owned();
+                let names = ["cron.host", "cron.hosts", "app.tenant"];
+                asked.push(names.map(|name| question.contains(&format!("\"{name}\""))));
+                let mut answer = Vec::new();
+                if let Some(name) = denied {
+                    let body = format!(
+                        "SFEHLER\0VERROR\0C42501\0Mkeine Berechtigung f\u{fc}r \u{bb}{name}\u{ab}\0\0"
+                    );
+                    message::write(&mut answer, b'E', |out| out.extend(body.as_bytes()));
+                }
+                message::ready(&mut answer);
+                server.write_all(&answer).await.unwrap();
+            }
+            asked
+        };
+        let names = ["app.tenant", "cron.host", "cron.hosts"].map(str::to_owned);
+        let (state, asked) = tokio::join!(backend.state(&names, "ann"), answering);
+        assert!(state.unwrap().is_empty());
+        assert_eq!(asked, [[true; 3], [false, true, true], [false; 3]]);
     }
 
     /// Logs in at a server that says this.

@@ -15,14 +15,16 @@ use super::oids::{Catalogue, FIRST_OWN, retyped};
 const OURS: &str = "_godwit_state";
 
 /// Nothing of the session's `search_path` is looked at. `$1`: names of custom settings, `$2`: who logged in,
-/// `$3`: what was asked before.
+/// `$3`: what was asked before. An extension's setting has a value in every session; as any other it is the session's where that has set it.
 const ASK: &str = "\
-SELECT 'setting', s.name, s.setting, '' FROM pg_catalog.pg_settings s \
+WITH s AS MATERIALIZED (SELECT name, setting, source FROM pg_catalog.pg_settings) \
+SELECT 'setting', s.name, s.setting, '' FROM s \
  WHERE s.source OPERATOR(pg_catalog.=) 'session' AND s.name OPERATOR(pg_catalog.<>) ALL \
  (ARRAY['transaction_isolation', 'transaction_read_only', 'transaction_deferrable', 'role', 'session_authorization']) \
  AND s.name OPERATOR(pg_catalog.<>) ALL ($3::pg_catalog.text[]) \
 UNION ALL SELECT 'setting', n.name, pg_catalog.current_setting(n.name, true), '' \
  FROM pg_catalog.unnest($1::pg_catalog.text[]) n(name) WHERE pg_catalog.current_setting(n.name, true) IS NOT NULL \
+ AND NOT EXISTS (SELECT FROM s WHERE pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) pg_catalog.lower(n.name)) \
 UNION ALL SELECT 'user', session_user::pg_catalog.text, '', '' \
  WHERE session_user::pg_catalog.text OPERATOR(pg_catalog.<>) $2::pg_catalog.text \
 UNION ALL SELECT 'role', pg_catalog.current_setting('role'), '', '' \
