@@ -11,6 +11,7 @@ use replicator::postgres::{Dialed, Dsn, Socket, dial};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio_postgres::config::ChannelBinding;
 
+use super::protocol::frame::{Framer, HEADER, Piece};
 use super::protocol::message::{self, ServerError};
 use super::protocol::oids::Catalogue;
 use super::protocol::scram::{self, Failed, Secret};
@@ -24,11 +25,11 @@ const CONNECT: Duration = Duration::from_secs(10);
 const STATE: Duration = Duration::from_secs(10);
 /// `query_canceled`.
 const CANCELED: &str = "57014";
-
 /// `insufficient_privilege`.
 const DENIED: &str = "42501";
 /// `admin_shutdown` and `crash_shutdown`: by one of them, as a warning, a server says that it ends at once.
 const ENDS: [&str; 2] = ["57P01", "57P02"];
+
 /// As whom a session logs in.
 #[derive(Clone, Debug)]
 pub(super) struct Identity {
@@ -157,13 +158,13 @@ impl Backend {
         message::startup(&mut out, own.into_iter().chain(theirs));
         self.talk().send(&out).await.map_err(NoBackend::Lost)?;
         let mut exchange: Option<scram::Client<'_>> = None;
+        let (binding, mut bound) = (dsn.get_channel_binding(), false);
+        let end_point = end_point.filter(|_| binding != ChannelBinding::Disable);
         loop {
             let (tag, body) = self.talk().message(LONGEST).await.map_err(NoBackend::Lost)?;
             match tag {
                 b'R' => {
                     let (method, data) = body.split_first_chunk().ok_or(NoBackend::Unexpected(tag))?;
-        let (binding, mut bound) = (dsn.get_channel_binding(), false);
-        let end_point = end_point.filter(|_| binding != ChannelBinding::Disable);
                     let method = u32::from_be_bytes(*method);
                     if exchange.is_some() && !matches!(method, 11 | 12) {
                         return Err(Failed::Impostor.into());
@@ -180,15 +181,15 @@ impl Backend {
                         },
                         (10, None) => {
                             let (client, plus) = choose(&identity.secret, data, end_point);
+                            if binding == ChannelBinding::Require && !plus {
+                                return Err(Failed::Unbound.into());
+                            }
+                            bound = plus;
                             let first = client.first();
                             exchange = Some(client);
                             let mut answer =
                                 if plus { scram::PLUS } else { scram::PLAIN }.as_bytes().to_vec();
                             answer.push(0);
-                            if binding == ChannelBinding::Require && !plus {
-                                return Err(Failed::Unbound.into());
-                            }
-                            bound = plus;
                             answer.extend((first.len() as u32).to_be_bytes());
                             answer.extend(first.as_bytes());
                             answer
@@ -196,12 +197,12 @@ impl Backend {
                         (11, Some(client)) => client.last(data)?.into_bytes(),
                         (12, Some(client)) => {
                             client.finish(data)?;
+                            exchange = None;
                             continue;
                         }
                         (method, _) => return Err(NoBackend::Method(method)),
                     };
                     let mut out = Vec::new();
-                            exchange = None;
                     message::write(&mut out, b'p', |out| out.extend(answer));
                     self.talk().send(&out).await.map_err(NoBackend::Lost)?;
                 }
@@ -230,7 +231,6 @@ impl Backend {
                 {
                     lift = true;
                 }
-                rows => break rows?,
                 // One of them is a setting of an extension that this role may not look at; which, it says in any language.
                 Err(NoBackend::Refused(error, _)) if error.sqlstate == DENIED && !custom.is_empty() => {
                     let said = error.message.to_ascii_lowercase();
@@ -240,6 +240,7 @@ impl Backend {
                         None => custom.clear(),
                     }
                 }
+                rows => break rows?,
             }
         };
         let mut found = State::default();
@@ -377,18 +378,39 @@ impl Backend {
     }
 
     fn lives(&mut self) -> bool {
-        let mut read = [0; 512];
-        let mut into = ReadBuf::new(&mut read);
         let mut cx = Context::from_waker(Waker::noop());
-        match Pin::new(&mut self.socket).poll_read(&mut cx, &mut into) {
-            Poll::Pending => true,
-            Poll::Ready(Ok(())) if !into.filled().is_empty() => {
-                self.received.extend_from_slice(into.filled());
-                // An error without a question is its end.
-                self.received.first() != Some(&b'E')
+        loop {
+            let mut read = [0; 512];
+            let mut into = ReadBuf::new(&mut read);
+            match Pin::new(&mut self.socket).poll_read(&mut cx, &mut into) {
+                Poll::Pending => return self.says_nothing(),
+                Poll::Ready(Ok(())) if !into.filled().is_empty() && self.received.len() < LONGEST => {
+                    self.received.extend_from_slice(into.filled());
+                }
+                Poll::Ready(_) => return false,
             }
-            Poll::Ready(_) => false,
         }
+    }
+
+    /// Whether all that it has said may be said at any time, and is not that it ends: an answer would be another client's.
+    fn says_nothing(&self) -> bool {
+        let mut rest = &self.received[..];
+        while let Some(tag) = rest.first() {
+            if !matches!(tag, b'S' | b'N' | b'A') {
+                return false;
+            }
+            match Framer::default().next(rest, LONGEST) {
+                Ok(Piece::Whole(b'N', count))
+                    if ENDS.contains(&&*ServerError::read(&rest[HEADER..count]).sqlstate) =>
+                {
+                    return false;
+                }
+                Ok(Piece::Whole(_, count)) => rest = &rest[count..],
+                Ok(Piece::Short) => return true,
+                _ => return false,
+            }
+        }
+        true
     }
 
     /// Says goodbye; nobody waits for more.
@@ -517,6 +539,41 @@ mod tests {
         let (state, asked) = tokio::join!(backend.state(&names, "ann"), answering);
         assert!(state.unwrap().is_empty());
         assert_eq!(asked, [[true; 3], [false, true, true], [false; 3]]);
+    }
+
+    #[tokio::test]
+    async fn one_that_has_ended_or_says_what_nobody_asked_does_not_live() {
+        let notice = |sqlstate: &str| {
+            let mut out = Vec::new();
+            let body = format!("SWARNING\0C{sqlstate}\0Mterminating connection\0\0");
+            message::write(&mut out, b'N', |out| out.extend(body.as_bytes()));
+            out
+        };
+        let mut said = Vec::new();
+        message::parameter(&mut said, b"TimeZone", b"UTC");
+        said.extend(notice("01000"));
+        let mut row = said.clone();
+        message::write(&mut row, b'D', |out| out.extend([0, 0]));
+        let cases = [
+            (said.clone(), false, true),
+            ([&said[..], b"N\0"].concat(), false, true),
+            (said, true, false),
+            (notice("57P02"), false, false),
+            (notice("57P02"), true, false),
+            (vec![b'N'; 1 << 10], false, false),
+            (row, false, false),
+            (Vec::new(), false, true),
+            (Vec::new(), true, false),
+        ];
+        for (bytes, ends, lives) in cases {
+            let (backend, mut server) = Backend::by_hand("a");
+            server.write_all(&bytes).await.unwrap();
+            let server = (!ends).then_some(server);
+            let living = backend.living();
+            assert_eq!(living.is_some(), lives, "{bytes:?} {ends}");
+            assert!(living.is_none_or(|backend| backend.received == bytes));
+            drop(server);
+        }
     }
 
     /// Logs in at a server that says this.
