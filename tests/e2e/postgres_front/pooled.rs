@@ -367,6 +367,16 @@ async fn what_an_extension_is_set_to_is_not_set_for_the_next() {
     assert_eq!(setting(&first, "work_mem").await, "7MB");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_set_by_the_catalog_goes_with_its_client() {
+    let setup = sharing(POOL).await;
+    let (first, second) = (setup.connect().await, setup.connect().await);
+    let sql = "UPDATE pg_settings SET setting = 'off' WHERE name = 'enable_mergejoin'";
+    first.batch_execute(sql).await.unwrap();
+    assert_eq!(setting(&second, "enable_mergejoin").await, "on");
+    assert_eq!(setting(&first, "enable_mergejoin").await, "off");
+}
+
 /// Who writes so waits for nothing, not even for the server to ask for the copy.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_ahead_of_a_copy_gets_its_own_answers() {

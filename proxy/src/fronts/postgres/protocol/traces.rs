@@ -47,13 +47,14 @@ pub fn in_tag(tag: &[u8], ended: bool) -> bool {
     !clean.contains(&word)
 }
 
-/// Whether a statement says something that leaves a trace without a command of its own: `set_config`, advisory locks, temporary
-/// objects, cursors WITH HOLD. A word in a string or a comment counts too: looking once more does no harm.
+/// Whether a statement says something that leaves a trace without a command of its own: `set_config`, an update of `pg_settings`, advisory locks,
+/// temporary objects, cursors WITH HOLD. A word in a string or a comment counts too: looking once more does no harm.
 pub fn in_text(statement: &[u8]) -> bool {
     if statement.len() > LOOK {
         return true;
     }
     let mut before = b' ';
+    let (mut updates, mut settings) = (false, false);
     for (at, byte) in statement.iter().enumerate() {
         let rest = &statement[at..];
         let found = match byte | 0x20 {
@@ -61,9 +62,17 @@ pub fn in_text(statement: &[u8]) -> bool {
             b's' => begins(rest, b"set_config"),
             b't' => word(before, rest, b"temp") || word(before, rest, b"temporary"),
             b'h' => word(before, rest, b"hold"),
+            b'u' => {
+                updates |= begins(rest, b"update");
+                false
+            }
+            b'p' => {
+                settings |= begins(rest, b"pg_settings");
+                false
+            }
             _ => false,
         };
-        if found {
+        if found || updates && settings {
             return true;
         }
         before = *byte;
@@ -114,12 +123,18 @@ mod tests {
             "create temporary table t ()",
             "SELECT * INTO pg_temp.x FROM y",
             "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
+            "UPDATE pg_settings SET setting = 'off' WHERE name = 'synchronous_commit'",
+            "update pg_catalog.PG_SETTINGS set setting = $1",
         ] {
             assert!(in_text(text.as_bytes()), "{text}");
         }
-        for text in
-            ["SELECT threshold, temperature, attempt FROM household", "UPDATE t SET a = 1", "", "template"]
-        {
+        for text in [
+            "SELECT threshold, temperature, attempt FROM household",
+            "SELECT setting FROM pg_settings",
+            "UPDATE t SET a = 1",
+            "",
+            "template",
+        ] {
             assert!(!in_text(text.as_bytes()), "{text}");
         }
         assert!(in_text(&vec![b' '; LOOK + 1]));
