@@ -74,3 +74,36 @@ async fn who_reads_changes_may_do_so_over_there_too() {
     }
     assert_eq!(rehearse(&setup).await, [""; 0]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_logged_in_before_its_password_was_changed_goes_along() {
+    let setup = Setup::start().await;
+    let first = setup.connect().await;
+    // The same password, with another salt.
+    same_verifier(&setup.clusters, "app").await;
+    let told = rehearse(&setup).await;
+    assert!(matches!(&told[..], [one] if one.contains("would be thrown out: 1 (mend")), "{told:?}");
+    let second = setup.connect().await;
+    assert_eq!(rehearse(&setup).await, [""; 0]);
+    setup.cutover().await;
+    for client in [&first, &second] {
+        assert_eq!(port(client).await, i32::from(setup.clusters[1].cluster.port));
+    }
+    drop(first);
+    drop(second);
+    until("both have left", async || setup.front.sessions() == 0).await;
+    same_verifier(&setup.clusters, "app").await;
+    assert_eq!(setup.front.rehearse("a", DEADLINE).await, [""; 0], "nobody is there");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_shares_connections_gets_one_after_its_password_was_changed() {
+    let setup = Setup::with(HOLD, |settings| settings.pool = Some(POOL_OF_FIVE), "").await;
+    let first = setup.connect().await;
+    first.batch_execute("SELECT 1").await.unwrap();
+    same_verifier(&setup.clusters, "app").await;
+    let second = setup.connect().await;
+    // It has the one that lay there.
+    second.batch_execute("BEGIN").await.unwrap();
+    first.batch_execute("SELECT 1").await.unwrap();
+}

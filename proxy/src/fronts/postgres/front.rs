@@ -12,13 +12,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio_postgres::Client;
 
+use super::backend::Identity;
 use super::login::{Tls, TlsError};
 use super::meters::Meters;
 use super::pool::Pool;
 use super::protocol::message;
 use super::protocol::oids::Catalogue;
 use super::protocol::scram::Verifier;
-use super::rehearsal::Roles;
+use super::rehearsal::{Login, Roles};
 use super::turnstile::Turnstile;
 use super::verifiers::{self, Asked, Unknown};
 use crate::config::model::{HoldLimits, PostgresAuth, PostgresFront as Settings, Resource};
@@ -217,7 +218,7 @@ impl PostgresFront {
     /// Counts a connection in; how many there are with it.
     pub(super) fn come(self: &Arc<Self>) -> (Guest, usize) {
         let count = self.sessions.fetch_add(1, SeqCst) + 1;
-        (Guest(Arc::clone(self)), count)
+        (Guest { front: Arc::clone(self), login: None }, count)
     }
 
     /// The verifier of a role; none: it has none, or there is no such role.
@@ -372,11 +373,24 @@ async fn catalogue(client: &Client) -> Result<Catalogue, tokio_postgres::Error> 
 }
 
 /// A counted connection; dropping it counts it out.
-pub(super) struct Guest(Arc<PostgresFront>);
+pub(super) struct Guest {
+    front: Arc<PostgresFront>,
+    login: Option<Login>,
+}
+
+impl Guest {
+    /// Its client has proven to be this one.
+    pub(super) fn is(&mut self, identity: &Identity) {
+        self.login = Some(self.front.roles.comes(identity));
+    }
+}
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        self.0.sessions.fetch_sub(1, SeqCst);
+        self.front.sessions.fetch_sub(1, SeqCst);
+        if let Some(login) = &self.login {
+            self.front.roles.leaves(login);
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use futures_util::{StreamExt, stream};
 use super::backend::{Backend, Identity, NoBackend};
 use super::front::PostgresFront;
 use super::protocol::message::ServerError;
+use super::protocol::scram::Failed;
 use crate::causes::chain;
 use crate::clock;
 use crate::lock::lock;
@@ -30,7 +31,7 @@ const STREAMS: &str = "InitPostgres";
 const WRONG: &str = "28P01";
 
 /// A role, and whether it reads changes: a server asks more of it then.
-type Login = (String, bool);
+pub(super) type Login = (String, bool);
 
 fn login(identity: &Identity) -> Login {
     (identity.user.clone(), identity.replicates())
@@ -48,18 +49,30 @@ struct Known {
     roles: BTreeMap<Login, (u64, Identity)>,
     /// By zone: when it was last found to be let in, and with what.
     fine: BTreeMap<(String, Login), (Instant, Identity)>,
+    /// How many clients are there.
+    present: BTreeMap<Login, usize>,
 }
 
 impl Roles {
-    /// It could log in. Of too many the one is forgotten that did so longest ago.
+    /// Its client has proven itself so just now, and it could log in.
     pub(super) fn learn(&self, identity: &Identity) {
+        self.could_log_in(identity, true);
+    }
+
+    /// It could log in by what its client proved itself by when it came; who came later may have done so by another password.
+    pub(super) fn learn_again(&self, identity: &Identity) {
+        self.could_log_in(identity, false);
+    }
+
+    /// Of too many the one is forgotten that did so longest ago.
+    fn could_log_in(&self, identity: &Identity, newest: bool) {
         let mut known = lock(&self.0);
-        let Known { logins, roles, fine } = &mut *known;
+        let Known { logins, roles, fine, .. } = &mut *known;
         *logins += 1;
         let login = login(identity);
         if let Some((last, same)) = roles.get_mut(&login) {
             *last = *logins;
-            if same.secret != identity.secret {
+            if newest && same.secret != identity.secret {
                 *same = identity.clone();
             }
             return;
@@ -72,6 +85,34 @@ impl Roles {
             }
         }
         roles.insert(login, (*logins, identity.clone()));
+    }
+
+    /// The same session with what its role has proven itself by last, if that is something else.
+    pub(super) fn newest(&self, identity: &Identity) -> Option<Identity> {
+        let known = lock(&self.0);
+        let (_, last) = known.roles.get(&login(identity))?;
+        (last.secret != identity.secret).then(|| Identity { secret: last.secret.clone(), ..identity.clone() })
+    }
+
+    /// A client of this role is there, until it leaves.
+    pub(super) fn comes(&self, identity: &Identity) -> Login {
+        let login = login(identity);
+        *lock(&self.0).present.entry(login.clone()).or_default() += 1;
+        login
+    }
+
+    pub(super) fn leaves(&self, login: &Login) {
+        let mut known = lock(&self.0);
+        if let Some(count) = known.present.get_mut(login) {
+            *count -= 1;
+            if *count == 0 {
+                known.present.remove(login);
+            }
+        }
+    }
+
+    fn present(&self, identity: &Identity) -> usize {
+        lock(&self.0).present.get(&login(identity)).copied().unwrap_or_default()
     }
 
     fn forget(&self, identity: &Identity) {
@@ -168,11 +209,21 @@ impl PostgresFront {
         // What has changed since, here as well, or a role that is gone, is no matter of the move. Whatever else there is here (no room for
         // another connection of the role, say) is of this moment.
         let here = self.active();
-        if matches!(self.log_in(identity, &here.zone).await, Tried::Out(error) if refuses_login(&error)) {
-            self.roles.forget(identity);
-            return None;
-        }
         let (role, from) = (&identity.user, &here.zone);
+        if let Tried::Out(error) = self.log_in(identity, from).await
+            && refuses_login(&error)
+        {
+            // A server lets those stay who are there. They come along by what somebody proves himself by who logs in later.
+            let left = if knows_another_secret(&error) { self.roles.present(identity) } else { 0 };
+            if left == 0 {
+                self.roles.forget(identity);
+                return None;
+            }
+            return Some(format!(
+                "clients of role {role} that logged in before its password was changed at {from} would be thrown out: {left} (mend: connect \
+                 through the front as {role} once, or end them)"
+            ));
+        }
         let password = || {
             format!(
                 " (mend: give role {role} at {zone} the password line that pg_dumpall --roles-only has at {from})"
@@ -181,7 +232,7 @@ impl PostgresFront {
         let mend = match &error {
             // What it proves itself by is another there: a password, or its salt.
             NoBackend::Login(_) => password(),
-            NoBackend::Refused(error, _) if error.sqlstate == WRONG => password(),
+            error if knows_another_secret(error) => password(),
             NoBackend::Refused(error, _) if is_denied(error) && error.routine == STREAMS => {
                 format!(" (mend: ALTER ROLE {role} REPLICATION at {zone})")
             }
@@ -214,6 +265,15 @@ impl PostgresFront {
 
 fn is_denied(error: &ServerError) -> bool {
     error.sqlstate == DENIED
+}
+
+/// Whether the server knows the role by something else than what it proves itself by.
+pub(super) fn knows_another_secret(error: &NoBackend) -> bool {
+    match error {
+        NoBackend::Login(failed) => *failed == Failed::OtherVerifier,
+        NoBackend::Refused(error, _) => error.sqlstate == WRONG,
+        _ => false,
+    }
 }
 
 /// Whether a role that is kept out so is so at any time: by what it proves itself by, what it may do, or what it asks to begin with.
@@ -260,6 +320,26 @@ mod tests {
         assert_eq!(replicates(), [false, true]);
         roles.forget(&role("cdc", "s"));
         assert_eq!(replicates(), [true]);
+    }
+
+    #[test]
+    fn who_came_before_a_password_was_changed_goes_on_by_the_new_one() {
+        let roles = Roles::default();
+        roles.learn(&role("app", "old"));
+        let (old, new) = (role("app", "old"), role("app", "new"));
+        assert!(roles.newest(&old).is_none() && roles.newest(&role("other", "old")).is_none());
+        roles.learn(&new);
+        let parameters = vec![("options".into(), "-c a.b=c".into())];
+        let old = Identity { parameters, ..old };
+        let newest = roles.newest(&old).expect("another");
+        assert_eq!((newest.options(), &newest.secret), (Some("-c a.b=c"), &new.secret));
+        // It may log in by the old one where that is not changed yet.
+        roles.learn_again(&old);
+        assert!(roles.newest(&old).is_some() && roles.newest(&new).is_none());
+        let logins = [roles.comes(&old), roles.comes(&new)];
+        assert_eq!(roles.present(&old), 2);
+        logins.iter().for_each(|login| roles.leaves(login));
+        assert_eq!(roles.present(&old), 0);
     }
 
     #[test]

@@ -22,6 +22,7 @@ use super::protocol::startup::Startup;
 use super::protocol::state::State;
 use super::protocol::statements::Has;
 use super::protocol::tracker::Status;
+use super::rehearsal::knows_another_secret;
 use super::relay::{Answered, Event, Relay, Watch};
 use super::turnstile::{Held, Refused, Seat, Turn};
 use super::verifiers::Unknown;
@@ -78,7 +79,7 @@ async fn begin(
     front: &Arc<PostgresFront>,
     socket: Box<dyn Socket>,
     count: usize,
-    guest: Guest,
+    mut guest: Guest,
 ) -> Option<Begun> {
     let mut replicates = false;
     let outcome = match Client::greet(socket, front.tls.as_ref()).await {
@@ -96,7 +97,10 @@ async fn begin(
         Err(no) => Err(no),
     };
     match outcome {
-        Ok((client, identity)) => Some(Begun { client, identity, replicates, guest }),
+        Ok((client, identity)) => {
+            guest.is(&identity);
+            Some(Begun { client, identity, replicates, guest })
+        }
         Err(NoClient::Fault(fault, client)) => {
             tracing::debug!(resource = %front.name, %fault, "a client was refused");
             if let Some(client) = client {
@@ -696,7 +700,7 @@ async fn prepare(
     zone: &Arc<str>,
     state: &State,
 ) -> Result<Backend, Unprepared> {
-    let mut backend = open(front, identity, generation, zone).await.map_err(Unprepared::None)?;
+    let mut backend = open(front, identity, generation, zone, false).await.map_err(Unprepared::None)?;
     if state.is_empty() {
         return Ok(backend);
     }
@@ -712,23 +716,33 @@ async fn prepare(
 
 async fn connect(front: &PostgresFront, identity: &Identity) -> Result<Backend, NoBackend> {
     let active = front.active();
-    open(front, identity, active.generation, &active.zone).await
+    open(front, identity, active.generation, &active.zone, true).await
 }
 
+/// `fresh`: the client has proven itself just now.
 async fn open(
     front: &PostgresFront,
     identity: &Identity,
     generation: u64,
     zone: &Arc<str>,
+    fresh: bool,
 ) -> Result<Backend, NoBackend> {
     let Some(dsn) = front.dsn(zone) else {
         return Err(NoBackend::Lost(std::io::ErrorKind::NotFound.into()));
     };
-    let opened = Backend::open(dsn, identity, generation, zone).await;
-    front.meters.connected(zone, opened.is_ok());
-    if opened.is_ok() {
-        front.roles.learn(identity);
+    let mut opened = Backend::open(dsn, identity, generation, zone).await;
+    match &opened {
+        Ok(_) if fresh => front.roles.learn(identity),
+        Ok(_) => front.roles.learn_again(identity),
+        // The password was changed since it logged in: a server would let it stay.
+        Err(error) if knows_another_secret(error) => {
+            if let Some(newest) = front.roles.newest(identity) {
+                opened = Backend::open(dsn, &newest, generation, zone).await;
+            }
+        }
+        Err(_) => {}
     }
+    front.meters.connected(zone, opened.is_ok());
     opened
 }
 
