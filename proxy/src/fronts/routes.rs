@@ -497,7 +497,7 @@ mod tests {
         let listen = "127.0.0.1:80".parse().unwrap();
         let plain = HttpFront::plain(listen, &["a.example", "b.example"]);
         let front = ResourceFront::new("a", &plain, HOLD, Pool::new(0, "z", &[listen]));
-        let routes = Routes::new(&[front.clone()]).unwrap();
+        let routes = Routes::new(std::slice::from_ref(&front)).unwrap();
         let (clients, now) = (routes.clients(), super::super::now());
         let begin = |client: u16, at_cutover, certain| {
             let pick = front.pool.pick(&[], now).unwrap();

@@ -338,7 +338,9 @@ mod tests {
         assert!(roles.newest(&old).is_some() && roles.newest(&new).is_none());
         let logins = [roles.comes(&old), roles.comes(&new)];
         assert_eq!(roles.present(&old), 2);
-        logins.iter().for_each(|login| roles.leaves(login));
+        for login in &logins {
+            roles.leaves(login);
+        }
         assert_eq!(roles.present(&old), 0);
     }
 

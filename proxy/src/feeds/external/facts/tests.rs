@@ -83,7 +83,7 @@ fn a_clock_that_is_put_back_keeps_nothing_fresh() {
 fn an_announcement_that_names_no_zone_may_be_of_any() {
     let event = |title: &str, ends| match window("west", title, NOW, Some(ends)) {
         Finding::Event(event) => Finding::Event(Event { zones: Vec::new(), ..event }),
-        other => other,
+        value @ Finding::Value(_) => value,
     };
     let findings = vec![event("Core routers", NOW.after(MINUTE)), event("Done", Timestamp(NOW.0 - 1))];
     let board = board(Use::Maintenance, findings, NOW);
