@@ -616,6 +616,33 @@ async fn columns_of_the_target_alone_are_kept() -> Result<()> {
     Ok(())
 }
 
+/// Where there are many tables, none is looked up by reading what the catalogue has of all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_is_looked_up_without_the_others() -> Result<()> {
+    const LOOKED_UP: i64 = 20;
+    let schema: String = (1..=300)
+        .map(|at| format!("CREATE TABLE t{at} (id int PRIMARY KEY, a text, b text, c text);"))
+        .collect();
+    let read_whole = "SELECT seq_scan FROM pg_stat_sys_tables WHERE relid = 'pg_attribute'::regclass";
+    for (source, target) in [(15, other_major()), (other_major(), 15)] {
+        let mut pair = Pair::start(source, target, &schema).await?;
+        let before: i64 = pair.to.query_one(read_whole, &[]).await?.get(0);
+        let rows: String = (1..=LOOKED_UP).map(|at| format!("INSERT INTO t{at} VALUES ({at});")).collect();
+        pair.from.batch_execute(&rows).await?;
+        let all = pair.read().await?;
+        pair.target.apply(&all, false).await?;
+        // A session tells what it did at its end at the latest, all of it together.
+        drop(pair.target);
+        let told = format!("SELECT n_tup_ins FROM pg_stat_user_tables WHERE relname = 't{LOOKED_UP}'");
+        while pair.to.query_one(&told, &[]).await?.get::<_, i64>(0) == 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let after: i64 = pair.to.query_one(read_whole, &[]).await?.get(0);
+        ensure!(after - before < LOOKED_UP / 2, "read whole {} times", after - before);
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_truncate_empties_what_it_names() -> Result<()> {
     let schema = "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE \"b'\\\" (id int PRIMARY KEY REFERENCES a);

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tokio_postgres::Client;
 use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Statement};
 
 use super::window;
 use crate::apply::window::Window;
@@ -95,6 +95,7 @@ impl Transport {
 }
 
 /// The table is the one that is known to be the source's (`godwit.identities`), whatever it is called; one that is not known is found by its name.
+/// It is one by its OID, which the planner must see: everything else is then looked up by that, and no catalogue is read whole.
 /// Columns (one row without a name if there are none); for each whether it is in the key of the best unique index (its replica identity, where it has one), and the equality of a unique index that it is in.
 const COLUMNS: &str = concat!(
     "\
@@ -102,9 +103,10 @@ WITH known AS (SELECT i.target_table AS oid FROM godwit.identities i JOIN pg_cat
                WHERE i.source_table = $3::oid AND i.source_column = 0 LIMIT 1), \
 c AS (SELECT c.oid, c.relkind, c.relreplident, n.nspname, c.relname \
       FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-      WHERE CASE WHEN EXISTS (SELECT FROM known) THEN c.oid = (SELECT oid FROM known) \
-        ELSE n.nspname = $1::text AND c.relname = $2::text \
-          AND NOT EXISTS (SELECT FROM godwit.identities i WHERE i.target_table = c.oid AND i.source_column = 0) END), \
+      WHERE c.oid = coalesce((SELECT oid FROM known), \
+        (SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE n.nspname = $1::text AND c.relname = $2::text \
+           AND NOT EXISTS (SELECT FROM godwit.identities i WHERE i.target_table = c.oid AND i.source_column = 0)))), \
 best AS (SELECT i.indkey::int2[] AS attnums, i.indnkeyatts FROM c JOIN pg_catalog.pg_index i ON i.indrelid = c.oid \
          WHERE i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL \
            AND NOT EXISTS (SELECT FROM unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) AS k(attnum) \
@@ -149,13 +151,14 @@ struct Found {
 
 impl Table {
     /// Looks the table up; none: the target has none like it. One round trip.
-    async fn load(client: &Client, relation: Arc<Relation>) -> Result<Option<Self>, Error> {
+    async fn load(
+        client: &Client,
+        columns: &Statement,
+        relation: Arc<Relation>,
+    ) -> Result<Option<Self>, Error> {
         let label = format!("{}.{}", relation.schema, relation.name);
         let rows = client
-            .query_typed(
-                COLUMNS,
-                &[(&relation.schema, Type::TEXT), (&relation.name, Type::TEXT), (&relation.id, Type::OID)],
-            )
+            .query(columns, &[&relation.schema, &relation.name, &relation.id])
             .await
             .map_err(Error::database(format!("look up {label} on the target")))?;
         let Some(first) = rows.first() else { return Ok(None) };
@@ -232,6 +235,8 @@ const DESCRIPTIONS: usize = 8;
 pub(super) struct Tables {
     /// By the source's OID, the newest description last: a group may see a table before and after it was altered.
     by_id: HashMap<u32, Vec<Arc<Table>>>,
+    /// [`COLUMNS`], prepared once: to plan it takes longer than to answer it, the longer the more tables there are.
+    columns: Option<Statement>,
 }
 
 impl Tables {
@@ -283,7 +288,8 @@ impl Tables {
             // Whoever sees a table sees its position.
             *window = window::read(client, stream).await?;
             let Some(relation) = self.missing(changes.clone(), window) else { return Ok(()) };
-            match Table::load(client, Arc::clone(relation)).await? {
+            let columns = self.prepared(client).await?;
+            match Table::load(client, &columns, Arc::clone(relation)).await? {
                 Some(table) => self.know(Arc::new(table)),
                 None if !waited => {
                     fill::over(client).await?;
@@ -295,6 +301,16 @@ impl Tables {
                 }
             }
         }
+    }
+
+    /// The look-up of a table, for this session.
+    async fn prepared(&mut self, client: &Client) -> Result<Statement, Error> {
+        if let Some(columns) = &self.columns {
+            return Ok(columns.clone());
+        }
+        let columns = client.prepare_typed(COLUMNS, &[Type::TEXT, Type::TEXT, Type::OID]).await;
+        let columns = columns.map_err(Error::database("prepare the look-up of tables on the target"))?;
+        Ok(self.columns.insert(columns).clone())
     }
 
     /// Remembers a table, for this description of it. None is forgotten for that: one transaction may have altered a table any number of times,
