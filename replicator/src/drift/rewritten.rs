@@ -46,6 +46,12 @@ pub(super) async fn doubt(client: &Client, source: &mut Fingerprint, shadow: &Fi
 
 /// Columns that the shadow lacks, of which nothing but the rows tells what older ones have.
 fn untold(source: &Fingerprint, shadow: &Fingerprint) -> Vec<Key> {
+    // What the shadow lacks wholly is made and filled as it is by then: nothing is added to it. One that it has may be called otherwise there.
+    let index = Index::new(shadow);
+    let lacks = |table: &String| {
+        let plain = ("table".to_owned(), table.clone(), String::new());
+        !shadow.things.contains_key(&plain) && number(source, table).is_none_or(|number| !index.has(number))
+    };
     let rewritten = tables(source, |noted, file| noted.is_some_and(|noted| noted != file));
     let unsure = tables(source, |noted, file| noted != Some(file));
     let new = source.things.iter().filter(|(key @ (kind, table, _), shape)| {
@@ -54,7 +60,8 @@ fn untold(source: &Fingerprint, shadow: &Fingerprint) -> Vec<Key> {
             .zip(steps.next())
             .is_some_and(|(kind, add)| add.ends_with(&format!(" {kind}")));
         let doubtful = if steps.next().is_some() { &unsure } else { &rewritten };
-        kind == "column" && bare && !shadow.things.contains_key(*key) && doubtful.contains(table.as_str())
+        let new = kind == "column" && bare && !shadow.things.contains_key(*key);
+        new && doubtful.contains(table.as_str()) && !lacks(table)
     });
     new.map(|(key, _)| key.clone()).collect()
 }
@@ -184,6 +191,10 @@ mod tests {
             known: Some(Vec::new()),
             ..Fingerprint::default()
         };
+        for table in ["s.t", "s.p"] {
+            let plain = ("table".into(), table.into(), String::new());
+            side.things.insert(plain, shape("plain", None));
+        }
         let part = ("partition of".into(), "s.t".into(), "s.p".into());
         side.things.insert(part, shape("DEFAULT", None));
         for column in columns {
@@ -223,6 +234,21 @@ mod tests {
             ["s.p late", "s.t late"],
             "nothing is known, and there is a default"
         );
+    }
+
+    #[test]
+    fn a_table_that_the_shadow_lacks_wholly_is_asked_for_nothing() {
+        let source = side(&["a", "late"], 2, &[(7, 1)]);
+        let tables = |shadow: &Fingerprint| -> BTreeSet<String> {
+            untold(&source, shadow).into_iter().map(|(_, table, _)| table).collect()
+        };
+        assert!(tables(&Fingerprint::default()).is_empty());
+        let renamed = Fingerprint {
+            numbers: [(("s.was".into(), String::new()), (9, 0))].into(),
+            known: Some(vec![((7, 0), (9, 0), "t".into())]),
+            ..Fingerprint::default()
+        };
+        assert_eq!(tables(&renamed), BTreeSet::from(["s.t".to_owned()]), "it has it under another name");
     }
 
     #[test]
