@@ -2,15 +2,17 @@
 //!
 //! Only ever a database that says itself that it is a copy: fenced with a finished copy in it, with a copy that did not
 //! end, or emptied for one that has not begun; or the old primary of before this generation, fenced for it: by the cutover that committed it, or when it was back after a
-//! shadow had taken over. The checkpoint stays as "not copied", in the same transaction: from then on nothing but a copy may fill it.
+//! shadow had taken over. The checkpoint stays as "not copied", in the first transaction: from then on nothing but a copy may fill it, and that
+//! not before it is empty.
 
 use tokio_postgres::Client;
 
 use crate::drift;
 use crate::drift::fill::FILLS;
 use crate::error::Error;
-use crate::fence::{literal, refused, sql_generation};
+use crate::fence::{literal, refused, rows, sql_generation};
 use crate::identity;
+use crate::preflight::LOCKS;
 
 /// What to empty.
 #[derive(Clone, Debug)]
@@ -25,12 +27,13 @@ pub struct Reseed<'a> {
     pub generation: u64,
 }
 
-/// Empties the database behind `target`, in one transaction.
+/// Drops a part of what is in the database behind `target`, as much as a transaction has locks for; whether anything is left. Then it is to be
+/// called again: until nothing is left the database waits for its copy, and can be given none.
 ///
 /// # Errors
 /// [`Error::Unready`] when it does not say of itself that it is a shadow's copy, when it is `source`'s own database, or when a
-/// newer generation has been there; then nothing has changed. A table that stays locked is SQLSTATE 55P03.
-pub async fn empty(source: &Client, target: &Client, what: &Reseed<'_>) -> Result<(), Error> {
+/// newer generation has been there; then this call has changed nothing. A table that stays locked is SQLSTATE 55P03.
+pub async fn empty(source: &Client, target: &Client, what: &Reseed<'_>) -> Result<bool, Error> {
     let place = async |client: &Client| -> Result<_, Error> {
         let row = client.query_one("SELECT current_database()::text", &[]).await;
         let name: String = row.map_err(Error::database("ask for the database's name"))?.get(0);
@@ -45,9 +48,11 @@ pub async fn empty(source: &Client, target: &Client, what: &Reseed<'_>) -> Resul
         .replace("{{stream}}", &literal(what.stream))
         .replace("{{critical}}", &literal(what.critical))
         .replace("{{fills}}", &FILLS.to_string())
+        .replace("{{locks}}", LOCKS)
         .replace("{{schema}}", &literal(drift::APPLICATION))
         .replace("{{generation}}", &sql_generation(what.generation)?.to_string());
-    target.batch_execute(&sql).await.map_err(refused("empty the shadow"))
+    let answer = target.simple_query(&sql).await.map_err(refused("empty the shadow"))?;
+    Ok(rows(answer).last().and_then(|row| row.get(0)) == Some("true"))
 }
 
 /// Notes in the database behind `target` that `stream` begins with a copy, as in one that was emptied for it: where that holds no table, and knows

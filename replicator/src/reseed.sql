@@ -1,4 +1,4 @@
--- Empties a shadow; see reseed.rs. Runs as one simple query, so as one transaction.
+-- Empties a shadow, a part in each run; see reseed.rs. Runs as one simple query, so as one transaction. Says last whether anything is left.
 -- SQLSTATE ZG001: an operator must change something. ZG002: fenced off by a newer generation.
 SET LOCAL client_min_messages = warning;
 SET LOCAL search_path = pg_catalog;
@@ -12,7 +12,12 @@ DECLARE
   object record;
   named record;
   -- Schemas that stay, and what is in them goes.
-  kept oid[] := ARRAY[to_regnamespace('public')::oid];
+  kept oid[] := ARRAY(SELECT n.oid FROM pg_namespace n WHERE n.nspname = 'public');
+  -- Schemas that go.
+  going oid[];
+  -- What is dropped keeps its locks until the transaction ends: a table with its indexes, constraints and types fifteen and more.
+  most CONSTANT bigint := greatest(10, least(200, {{locks}} / 100));
+  dropped bigint := 0;
 BEGIN
   SELECT e.* INTO epoch_row FROM godwit.epoch e WHERE e.resource = {{resource}} FOR UPDATE;
   IF epoch_row.generation > {{generation}} THEN
@@ -40,14 +45,34 @@ BEGIN
   kept := kept || ARRAY(SELECT n.oid FROM pg_namespace n
     WHERE n.nspname <> ALL ('{pg_catalog,information_schema,godwit,public}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
       AND (NOT pg_has_role(n.nspowner, 'USAGE') OR EXISTS (SELECT FROM pg_extension e WHERE e.extnamespace = n.oid)));
-  FOR object IN
-    SELECT n.oid, n.nspname FROM pg_namespace n
+  going := ARRAY(SELECT n.oid FROM pg_namespace n
     WHERE n.nspname <> ALL ('{pg_catalog,information_schema,godwit,public}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_namespace'::regclass AND d.objid = n.oid AND d.deptype = 'e')
-      AND n.oid <> ALL (kept)
-    ORDER BY n.nspname
+      AND n.oid <> ALL (kept) ORDER BY n.nspname);
+  -- One by one, and those last that take others with them: partitions, or who refers to them.
+  FOR object IN
+    SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'f', 'v', 'm', 'S') AND (n.oid = ANY (going) OR n.oid = ANY (kept) AND pg_has_role(c.relowner, 'USAGE'))
+      AND NOT EXISTS (SELECT FROM pg_depend d
+        WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.objsubid = 0 AND d.deptype IN ('e', 'i'))
+    ORDER BY c.relkind = 'S', c.relkind IN ('v', 'm'), c.oid IN (SELECT i.inhparent FROM pg_inherits i),
+      c.oid IN (SELECT k.confrelid FROM pg_constraint k WHERE k.contype = 'f' AND k.confrelid <> k.conrelid), c.oid
   LOOP
+    EXIT WHEN dropped >= most;
+    SELECT i.type, i.identity INTO named FROM pg_identify_object('pg_class'::regclass, object.oid, 0) i;
+    -- Some went with another.
+    CONTINUE WHEN named.identity IS NULL;
+    BEGIN
+      EXECUTE format('DROP %s IF EXISTS %s CASCADE', named.type, named.identity);
+      dropped := dropped + 1;
+    EXCEPTION WHEN insufficient_privilege THEN
+      -- Of a schema that goes: its owner may drop it with all that is in it, and is told where not.
+    END;
+  END LOOP;
+  FOR object IN SELECT n.nspname FROM pg_namespace n WHERE n.oid = ANY (going) ORDER BY n.nspname LOOP
+    EXIT WHEN dropped >= most;
     EXECUTE format('DROP SCHEMA %I CASCADE', object.nspname);
+    dropped := dropped + 1;
   END LOOP;
   -- What is in those that stay goes, tables first and sequences last: those of identity columns go with their table. Extensions stay, and so does
   -- what is a superuser's.
@@ -68,11 +93,13 @@ BEGIN
           AND s.classid = o.classid AND s.objid = o.objid AND s.deptype = 'o' AND pg_has_role(s.refobjid, 'USAGE')))
     ORDER BY is_table DESC, is_sequence, o.classid, o.objid
   LOOP
+    EXIT WHEN dropped >= most;
     SELECT i.type, i.identity INTO named FROM pg_identify_object(object.classid, object.objid, 0) i;
     -- Some went with another.
     CONTINUE WHEN named.identity IS NULL;
     BEGIN
       EXECUTE format('DROP %s IF EXISTS %s CASCADE', named.type, named.identity);
+      dropped := dropped + 1;
     EXCEPTION WHEN insufficient_privilege THEN
       -- The copy leaves it, too.
     END;
@@ -100,6 +127,11 @@ BEGIN
   INSERT INTO godwit.progress AS p (stream, applied_lsn, copied, generation) VALUES ({{stream}}, '0/0', false, {{generation}})
   ON CONFLICT (stream) DO UPDATE SET applied_lsn = '0/0', copied = false, generation = EXCLUDED.generation,
     marker_generation = NULL, source_system = NULL, source_timeline = NULL, updated_at = now();
-  UPDATE godwit.epoch e SET generation = {{generation}}, fenced = false, marker_lsn = NULL, tables = NULL, updated_at = now()
-  WHERE e.resource = {{resource}};
-END $godwit$
+  -- Nobody may write what is dropped next: the fence stays until nothing is left.
+  IF dropped < most THEN
+    UPDATE godwit.epoch e SET generation = {{generation}}, fenced = false, marker_lsn = NULL, tables = NULL, updated_at = now()
+    WHERE e.resource = {{resource}};
+  END IF;
+  PERFORM set_config('godwit.is_left', (dropped >= most)::text, true);
+END $godwit$;
+SELECT current_setting('godwit.is_left')

@@ -8,6 +8,7 @@ use godwit_tests::waiting::until;
 use replicator::drift::{self, fingerprint};
 use replicator::fence::{self, FenceSpec};
 use replicator::preflight::{Allowed, Finding, Severity, Side, check, check_for, compare, retention};
+use replicator::reseed::{self, Reseed};
 use replicator::unlogged::Unlogged;
 
 use super::standby::Receiver;
@@ -514,12 +515,14 @@ async fn passwords_that_differ_are_told_to_who_may_read_them() -> Result<()> {
     Ok(())
 }
 
+/// A server with few locks.
+const FEW: &str = "max_locks_per_transaction = 10\nmax_connections = 20\nmax_worker_processes = 4\n\
+                   max_wal_senders = 4\nautovacuum_max_workers = 1\n";
+
 /// A dump locks every table: where there is no room for so many locks it fails, and so may the service's own sessions.
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_tables_for_the_locks_are_told() -> Result<()> {
     use Severity::{Blocker, Warning};
-    const FEW: &str = "max_locks_per_transaction = 10\nmax_connections = 20\nmax_worker_processes = 4\n\
-                       max_wal_senders = 4\nautovacuum_max_workers = 1\n";
     // Each in a transaction of its own: making one takes locks, too.
     let tables = |from: u32, to: u32| {
         format!(
@@ -555,6 +558,40 @@ async fn too_many_tables_for_the_locks_are_told() -> Result<()> {
         assert!(failure.contains("max_locks_per_transaction"), "{failure}");
         let found = compare(&client, &empty).await?;
         expect(&found, Blocker, "max_locks_per_transaction", "lock 1500 tables", "= 105 on the target");
+    }
+    Ok(())
+}
+
+/// What is dropped is locked, with its indexes, constraints and types: more than there are locks where all goes at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shadow_of_many_tables_is_emptied_in_parts() -> Result<()> {
+    let tables = "DO $$ BEGIN FOR i IN 1..100 LOOP \
+        EXECUTE format('CREATE TABLE tenant.t_%s (id int PRIMARY KEY REFERENCES tenant.hub, a text UNIQUE)', i); COMMIT; \
+        EXECUTE format('CREATE TABLE public.t_%s (id serial PRIMARY KEY, a text UNIQUE)', i); COMMIT; END LOOP; END $$";
+    for major in [15, other_major()] {
+        let cluster = TestCluster::start_with(major, FEW)?;
+        let source = cluster.create_database("source", "").await?;
+        let hub = "CREATE SCHEMA tenant; CREATE TABLE tenant.hub (id int PRIMARY KEY)";
+        let shadow = cluster.create_database("shadow", hub).await?;
+        shadow.batch_execute(&format!("SET ROLE {OWNER_ROLE}")).await?;
+        shadow.batch_execute(tables).await?;
+        shadow.batch_execute("RESET ROLE").await?;
+        fence::install(&shadow, "orders", 1).await?;
+        let copied = "INSERT INTO godwit.progress (stream, applied_lsn, copied, generation) VALUES ('main', '0/1', true, 1); \
+            UPDATE godwit.epoch SET fenced = true";
+        shadow.batch_execute(copied).await?;
+        let what = Reseed { resource: "orders", stream: "main", critical: "critical", generation: 1 };
+        let stands = "SELECT p.copied, e.fenced, (SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+            WHERE n.nspname IN ('public', 'tenant')) FROM godwit.progress p, godwit.epoch e";
+        let mut parts = 0;
+        while reseed::empty(&source, &shadow, &what).await? {
+            parts += 1;
+            let row = shadow.query_one(stands, &[]).await?;
+            assert_eq!((row.get(0), row.get(1)), (false, true), "it waits for its copy, and nobody writes");
+        }
+        assert!(parts > 10, "{parts} parts");
+        let row = shadow.query_one(stands, &[]).await?;
+        assert_eq!((row.get(0), row.get(1), row.get(2)), (false, false, 0_i64), "{major}");
     }
     Ok(())
 }

@@ -45,7 +45,8 @@ impl Streams {
 
     /// Empties the shadow and starts the stream with a new copy; returns when it applies changes near the tip.
     ///
-    /// Whatever breaks, the shadow is either as it was or waits for a copy.
+    /// Whatever breaks, the shadow is either as it was or waits for a copy. Where it broke while it was being emptied, that goes on when this is
+    /// asked for again.
     pub async fn reseed(
         self: &Arc<Self>,
         generation: Generation,
@@ -67,9 +68,9 @@ impl Streams {
     async fn empty(&self, generation: Generation, source: &Zone, target: &Zone) -> Result<(), String> {
         let _turn = self.turn().await;
         self.end(generation, source).await?;
-        self.bounded(async {
-            let _emptying = Emptying::begin(&self.emptying);
-            let _schema = self.schema().lock().await;
+        let _emptying = Emptying::begin(&self.emptying);
+        let _schema = self.bounded(async { Ok(self.schema().lock().await) }).await?;
+        let empty = async || {
             let from = self.databases().get(&source.0, Purpose::Control).await.map_err(chain)?;
             let to = self.databases().get(&target.0, Purpose::Control).await.map_err(chain)?;
             lanes::publish(&from, self.resource(), &[]).await.map_err(chain)?;
@@ -81,8 +82,9 @@ impl Streams {
                 generation: generation.0,
             };
             reseed::empty(&from, &to, &what).await.map_err(chain)
-        })
-        .await?;
+        };
+        // Thousands of tables take minutes, each part of them a moment.
+        while self.bounded(empty()).await? {}
         self.note_emptied();
         self.allow();
         Ok(())

@@ -16,7 +16,7 @@ use migration::units::{ByteCount, Timestamp, Zone};
 use replicator::changes::{self, Reader};
 use replicator::fence;
 use replicator::postgres::slot::{self, Lane, SlotInfo};
-use replicator::status::StreamStatus;
+use replicator::status::{Phase as StreamPhase, StreamStatus};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -423,7 +423,12 @@ impl SlotGuard {
         let given_up = hands.streams.given_up(generation);
         let seeding = self.work.as_ref().filter(|(what, _)| *what != LOOKING);
         let seeding = seeding.map(|(what, _)| format!("{what} …"));
-        let (failed, untidy) = (self.failed.clone(), self.untidy.clone());
+        // One that is under way, or over, makes good what failed of an earlier one.
+        let phase = hands.streams.status(generation).map(|(.., status)| status.phase);
+        let is_seeded = matches!(phase, Some(StreamPhase::Copying { .. } | StreamPhase::Streaming));
+        let failed =
+            self.failed.clone().filter(|failed| !(is_seeded && failed.starts_with(Work::Seed.name())));
+        let untidy = self.untidy.clone();
         let own = [self.alarm.clone(), given_up, failed, untidy, seeding, unread].into_iter().flatten();
         own.chain(self.watch.held_up()).collect()
     }
@@ -487,7 +492,8 @@ impl Work {
             }
             Self::Seed => {}
         }
-        streams.reseed(generation, &state.primary, &state.shadow).await?;
+        let again = |why| format!("{why}; once that is mended: godwit reseed {}", state.resource);
+        streams.reseed(generation, &state.primary, &state.shadow).await.map_err(again)?;
         if let Err(error) = hands.journal.note_seeded(&state.resource, generation) {
             tracing::warn!(error = chain(error), "that the shadow was seeded anew is not in the history");
         }

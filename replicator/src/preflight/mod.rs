@@ -50,7 +50,7 @@ pub enum Side {
 }
 
 /// How many locks a server has room for, about: SQL of a number (lock.c of PostgreSQL, `NLOCKENTS`).
-const LOCKS: &str = "(current_setting('max_locks_per_transaction')::bigint * (SELECT sum(setting::bigint) + 1 FROM pg_settings \
+pub(crate) const LOCKS: &str = "(current_setting('max_locks_per_transaction')::bigint * (SELECT sum(setting::bigint) + 1 FROM pg_settings \
     WHERE name IN ('max_connections', 'max_prepared_transactions', 'max_worker_processes', 'max_wal_senders', \
                    'autovacuum_max_workers')))";
 

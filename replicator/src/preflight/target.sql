@@ -7,7 +7,7 @@ UNION ALL
 SELECT 'blocker', 'user tables', format('the database holds %s tables and no record of a copy: %s%s', count(*),
          array_to_string((array_agg(format('%I.%I', n.nspname, c.relname) ORDER BY n.nspname, c.relname))[:5], ', '),
          CASE WHEN count(*) > 5 THEN ', …' ELSE '' END),
-       'use an empty database, or drop these tables'
+       'use an empty database, or drop these tables; godwit reseed goes on where it broke off while it emptied a shadow'
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
   AND n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'

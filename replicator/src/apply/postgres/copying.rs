@@ -255,7 +255,7 @@ impl PostgresTarget {
         let there = copy::tables(client).await?;
         if let Some(table) = there.first() {
             return Err(Error::Unready(format!(
-                "the target already holds {} tables ({}.{} …): {COPIES_INTO_EMPTY}",
+                "the target already holds {} tables ({}.{} …): {COPIES_INTO_EMPTY} (godwit reseed empties a shadow)",
                 there.len(),
                 table.schema,
                 table.name
