@@ -30,8 +30,10 @@ use crate::store::Journal;
 const PATIENCE: Duration = Duration::from_mins(1);
 /// How long it is waited for the stream, where the shadow must have what was written before.
 const CATCHES_UP: Duration = Duration::from_secs(10);
-/// How long differences that the policy has the shadow follow in stop no move: what is still there then does.
+/// How long differences that the policy has the shadow follow in stop no move, from when they were found: what is still there then does.
 pub(super) const FOLLOWS: Duration = Duration::from_secs(10);
+/// Who follows reads both schemas so often.
+const READINGS: u32 = 3;
 /// How soon it is tried again to follow before a move.
 const AGAIN: Duration = Duration::from_millis(100);
 /// A sync that takes longer is answered with how far it is.
@@ -747,14 +749,21 @@ pub(super) async fn followed(
     audit: &Audit,
 ) -> Result<String, String> {
     let (mut differ, mut why) = (String::new(), String::new());
+    let compare = async || {
+        // Before it is compared: whatever comes later changes it.
+        let source = databases.get(pair.primary, Purpose::Control).await.map_err(chain)?;
+        identify(resource, &source, pair.primary, audit).await?;
+        let stamp = fence::schema_stamp(&source).await.map_err(chain)?;
+        let found = differences(databases, pair.zones()).await;
+        Ok::<_, String>((stamp, found.map_err(|why| format!("the schemas were not compared: {why}"))?))
+    };
+    // Where there are many tables, to read them takes longer than to follow.
+    let begun = crate::clock::monotonic();
+    let (mut stamp, mut found) = compare().await?;
+    let follows = FOLLOWS + (begun.elapsed() * READINGS).min(PATIENCE);
     let wanted = SyncRequest { dry_run: false, drop: resource.policy.schema == SchemaFollows::All };
     let followed = async {
         loop {
-            // Before it is compared: whatever comes later changes it.
-            let source = databases.get(pair.primary, Purpose::Control).await.map_err(chain)?;
-            identify(resource, &source, pair.primary, audit).await?;
-            let stamp = fence::schema_stamp(&source).await.map_err(chain)?;
-            let found = differences(databases, pair.zones()).await?;
             let named = named(&resource.name, &found);
             if named.is_empty() {
                 return Ok(stamp);
@@ -775,11 +784,9 @@ pub(super) async fn followed(
                 let (resource, zone) = (resource.name.clone(), pair.shadow.to_owned());
                 audit.note(Entry::Schema { resource, zone, done });
             }
+            (stamp, found) = compare().await?;
         }
     };
-    match tokio::time::timeout(FOLLOWS, followed).await {
-        Ok(answer) => answer,
-        Err(_) if differ.is_empty() => Err(format!("the schemas were not compared within {FOLLOWS:?}")),
-        Err(_) => Err(format!("{differ}; the shadow did not follow within {FOLLOWS:?}{why}")),
-    }
+    let answer = tokio::time::timeout(follows, followed).await;
+    answer.unwrap_or_else(|_| Err(format!("{differ}; the shadow did not follow within {follows:.0?}{why}")))
 }

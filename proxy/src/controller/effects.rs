@@ -676,8 +676,9 @@ fn patience(effect: &Effect) -> Option<Duration> {
         | Effect::CloseRun { .. } => None,
         Effect::ProvisionShadow { .. } | Effect::Scale { .. } => Some(PREPARED),
         Effect::TakeOver { .. } => Some(Duration::from_mins(3)),
-        // Shorter than what the machine gives it, so that it is said what was in the way.
-        Effect::MakeReverseSlot { .. } => Some(Duration::from_secs(25)),
+        // Shorter than what the machine gives it, so that it is said what was in the way; and enough to read both schemas, where there are many
+        // tables, and to follow. Nobody waits for it.
+        Effect::MakeReverseSlot { .. } => Some(Duration::from_secs(150)),
         Effect::EndStream { .. }
         | Effect::DropReverseSlot { .. }
         | Effect::Fence { .. }

@@ -151,12 +151,16 @@ pub struct Limits {
     pub require_verified: bool,
 }
 
+/// How long the gate may take to close.
+const CLOSES: Duration = Duration::from_secs(30);
+
 impl Limits {
     /// What a policy allows.
     pub fn of(policy: &Policy) -> Self {
         Self {
             scale: Duration::from_secs(600),
-            arm: Duration::from_secs(30),
+            // Before the hold, and minutes where the schemas of thousands of tables are compared.
+            arm: Duration::from_mins(3),
             // Where transactions are ended after that time, their end is awaited too.
             drain: match policy.on_drain_timeout {
                 OnDrainTimeout::Abort => policy.drain_timeout,
@@ -300,7 +304,8 @@ impl State {
         let held = run.held_since.unwrap_or(self.since);
         match self.phase {
             Phase::Requested => Some(self.since.after(limits.scale)),
-            Phase::Warm | Phase::Armed => Some(self.since.after(limits.arm)),
+            Phase::Warm => Some(self.since.after(limits.arm)),
+            Phase::Armed => Some(self.since.after(limits.arm.min(CLOSES))),
             Phase::Held => Some(held.after(limits.drain.min(limits.hold))),
             Phase::Drained | Phase::Fenced | Phase::CaughtUp | Phase::Sequenced => {
                 Some(held.after(limits.hold))
