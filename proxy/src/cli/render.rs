@@ -1,6 +1,6 @@
 //! Tables for people.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use replicator::verify::Kind;
 use crate::config::catalogue::Catalogue;
 use crate::controller::Plan;
 use crate::controller::behind::Behind;
-use crate::controller::doctor::DoctorView;
+use crate::controller::doctor::{DoctorView, FindingView};
 use crate::controller::drift::{SchemaView, reseed_command};
 use crate::controller::freezes::FreezeView;
 use crate::controller::verification::{Standing, VerificationView};
@@ -586,7 +586,11 @@ pub(super) fn tokens(tokens: &[TokenView], now: Timestamp) -> String {
     table(&["ID", "NAME", "ROLE", "RESOURCES", "MADE", "BY", "STATE"], &rows)
 }
 
-/// For each resource the verdict, then each finding with what mends it on a line of its own, to be copied.
+/// So many warnings that say the same are shown.
+const ALIKE: usize = 10;
+
+/// For each resource the verdict, then each finding with what mends it on a line of its own, to be copied. Of many warnings that say the same the
+/// first ones.
 pub(super) fn doctor(views: &[DoctorView]) -> String {
     views.iter().map(examination).collect::<Vec<_>>().join("\n")
 }
@@ -594,15 +598,24 @@ pub(super) fn doctor(views: &[DoctorView]) -> String {
 fn examination(view: &DoctorView) -> String {
     let verdict = if view.go { "GO" } else { "NO-GO" };
     let mut text = format!("{verdict}  {}: {} → {}\n", view.resource, view.primary, view.shadow);
+    let mut alike: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     for finding in &view.findings {
-        let _ = writeln!(
-            text,
-            "\n{:<7}  {}: {}: {}",
-            finding.severity, finding.zone, finding.subject, finding.problem
-        );
-        if let Some(remedy) = &finding.remedy {
+        let FindingView { severity, zone, subject, problem, remedy } = finding;
+        if severity == "warning" {
+            let so_far = alike.entry((zone, problem)).or_default();
+            *so_far += 1;
+            if *so_far > ALIKE {
+                continue;
+            }
+        }
+        let _ = writeln!(text, "\n{severity:<7}  {zone}: {subject}: {problem}");
+        if let Some(remedy) = remedy {
             let _ = writeln!(text, "   mend  {remedy}");
         }
+    }
+    for ((zone, problem), count) in alike.into_iter().filter(|(_, count)| *count > ALIKE) {
+        let _ =
+            writeln!(text, "\nwarning  {zone}: and {} more (-o json names them): {problem}", count - ALIKE);
     }
     text
 }
@@ -641,6 +654,7 @@ pub(super) fn schema(view: &SchemaView) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::{DoctorView, FindingView};
     use crate::config::load;
     use crate::controller::view::{
         CopyView, FactView, PathView, PlacementView, ReplicationView, ResourceView,
@@ -665,6 +679,31 @@ resources:
     primary: dublin
     policy: careful
 ";
+
+    #[test]
+    fn of_many_warnings_that_say_the_same_the_first_are_shown() {
+        let finding = |severity: &str, subject: String, problem: &str| FindingView {
+            severity: severity.into(),
+            zone: "near".into(),
+            subject,
+            problem: problem.into(),
+            remedy: Some("SQL".into()),
+        };
+        let mut findings: Vec<_> =
+            (0..12).map(|table| finding("blocker", format!("public.b{table}"), "gone")).collect();
+        findings.extend((0..400).map(|table| finding("warning", format!("public.t{table}"), "no key")));
+        findings.push(finding("warning", "wal_level".into(), "other"));
+        let view = DoctorView {
+            resource: "shop".into(),
+            primary: "near".into(),
+            shadow: "far".into(),
+            go: false,
+            findings,
+        };
+        let text = super::doctor(&[view]);
+        assert_eq!(text.matches("   mend  SQL").count(), 12 + 10 + 1, "{text}");
+        assert!(text.ends_with("\nwarning  near: and 390 more (-o json names them): no key\n"), "{text}");
+    }
 
     #[test]
     fn a_copy_shows_how_far_it_is() {

@@ -333,7 +333,7 @@ impl CopyView {
         })
     }
 
-    /// Share of the rows that are there, 0..=1; none: nothing says how many there are.
+    /// Share of the rows that are there, 0..=1; none: nothing says how many there are, or there are more than was guessed.
     pub fn share(&self) -> Option<f64> {
         let (done, all) = if self.rows_estimate > 0 {
             (self.rows, self.rows_estimate)
@@ -343,21 +343,24 @@ impl CopyView {
         if self.stage != "rows" {
             return Some(1.0);
         }
-        (all > 0).then(|| (done as f64 / all as f64).min(1.0))
+        (all > 0 && done <= all).then(|| done as f64 / all as f64)
     }
 
     /// On one line: `3 of 7 tables, 1.2 of about 4.0 million rows, 96 MiB, about 12 s left`.
     pub fn line(&self) -> String {
-        let Self { tables_done, tables, rows, rows_estimate, .. } = self;
+        let Self { tables_done, tables, rows, .. } = self;
+        // A guess that was passed says nothing any more.
+        let guess = Some(self.rows_estimate).filter(|guess| *guess > 0 && rows <= guess);
+        let left = self.remaining_ms.filter(|_| self.share().is_some());
         match &*self.stage {
             "indexes" => format!("{rows} rows are there; builds indexes and constraints"),
             "settling" => format!("{rows} rows are there; brings its tables to one point"),
             "finishing" => "finishes what the copy left: foreign keys, materialized views".into(),
             _ => format!(
                 "{tables_done} of {tables} tables, {rows}{} rows, {} copied{}",
-                if *rows_estimate > 0 { format!(" of about {rows_estimate}") } else { String::new() },
+                guess.map(|guess| format!(" of about {guess}")).unwrap_or_default(),
                 ByteCount(self.bytes),
-                self.remaining_ms.map(|left| format!(", about {} s left", left / 1000)).unwrap_or_default()
+                left.map(|left| format!(", about {} s left", left / 1000)).unwrap_or_default()
             ),
         }
     }

@@ -68,7 +68,8 @@ impl CopyProgress {
             (self.bytes, self.start.bytes_kept, self.start.bytes_estimate)
         };
         let here = done.saturating_sub(kept);
-        if here == 0 {
+        // Nobody knows how many more there are than was guessed.
+        if here == 0 || done > all {
             return None;
         }
         let spent = now.saturating_duration_since(self.began?);
@@ -97,8 +98,10 @@ mod tests {
         assert_eq!(progress.remaining(later), None, "no speed yet");
         progress.note(&Frame::CopyRows { part: 0, rows: 100, data: bytes::Bytes::from_static(b"x") }, later);
         assert_eq!(progress.remaining(later), Some(Duration::from_secs(30)));
+        progress.note(&Frame::CopyRows { part: 0, rows: 301, data: bytes::Bytes::from_static(b"x") }, later);
+        assert_eq!(progress.remaining(later), None, "more than was guessed");
         progress.note(&Frame::CopySchema { post: true, last: true, piece: bytes::Bytes::new() }, later);
         assert_eq!(progress.remaining(later), None);
-        assert!(matches!(progress.phase(later), Phase::Copying { tables_done: 1, rows: 700, .. }));
+        assert!(matches!(progress.phase(later), Phase::Copying { tables_done: 1, rows: 1_001, .. }));
     }
 }
