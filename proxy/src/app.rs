@@ -128,6 +128,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         journal: journal.clone(),
         sockets: sockets.clone(),
         link: config.node.link.as_ref().map(|link| link.listen),
+        node: config.node.lease.is_some().then(|| leading::holder::name(&config)),
     };
     let belongings = Belongings {
         file: file.to_owned(),
@@ -144,7 +145,6 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
 
     let mut holder = None;
     if let Some(mut election) = Election::of(&config)? {
-        holder = Some(election.me.clone());
         let heard = (&mut heard, &mut hang_up);
         let standing = standing::until_it_leads(&mut election, &belongings, state.clone(), &sockets, heard);
         if !runtime.block_on(standing)? {
@@ -157,13 +157,16 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
             let error = upgrade.execute(upgrade::nothing_handed_over()?);
             return Err(error).context("the program cannot be executed anew");
         }
+        holder = Some(election.me.clone());
         lead =
             Some(Lead::keep(election, belongings.clone(), anew.clone(), leaving.clone(), runtime.handle()));
     }
 
     let begun = leading::lead_all(&config, &journal)?;
     belongings.settled.store(true, Ordering::Release);
-    leading::taken_out::warn(&config, &journal)?;
+    if let Err(error) = leading::taken_out::warn(&config, &journal) {
+        tracing::warn!(%error, "which resources are in the configuration no more cannot be read");
+    }
     let led = begun.into_iter().map(|begun| begun.build(&config, &recorder)).collect::<Result<Vec<_>>>()?;
     let fronts: Vec<_> = led.iter().filter_map(|led| led.front.clone()).collect();
     let routes = Routes::new(&fronts)?;

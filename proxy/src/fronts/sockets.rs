@@ -119,16 +119,11 @@ impl Sockets {
         listener.map_err(|source| ListenError { address, source })
     }
 
-    /// Whether the next program, which listens on `wanted`, gets a socket on `address`: it inherits it, or nobody else has it. `link` is where this
-    /// one listens by itself. What shares its port with a socket that closes for it can only be seen then.
-    pub fn may_listen(
-        &self,
-        address: SocketAddr,
-        wanted: &[SocketAddr],
-        link: Option<SocketAddr>,
-    ) -> Result<(), ListenError> {
+    /// Whether the next program, which listens on `wanted`, gets a socket on `address`: it inherits it, or nobody else has it. What shares its port
+    /// with a socket that closes for it can only be seen then.
+    pub fn may_listen(&self, address: SocketAddr, wanted: &[SocketAddr]) -> Result<(), ListenError> {
         let kept = lock(&self.kept);
-        let mut held = kept.keys().copied().chain(link);
+        let mut held = kept.keys().copied();
         let closes = |held: SocketAddr| held.port() == address.port() && !wanted.contains(&held);
         if held.any(|held| held == address || closes(held)) {
             return Ok(());
@@ -286,12 +281,11 @@ mod tests {
         let _served = sockets.listener(kept).expect("bound");
         let any = SocketAddr::new([0, 0, 0, 0].into(), kept.port());
         for (address, wanted) in [(kept, vec![kept]), (new, vec![kept, new]), (any, vec![any])] {
-            sockets.may_listen(address, &wanted, None).expect("it may");
+            sockets.may_listen(address, &wanted).expect("it may");
         }
-        assert!(sockets.may_listen(any, &[kept, any], None).is_err(), "both at once");
+        assert!(sockets.may_listen(any, &[kept, any]).is_err(), "both at once");
         let _other = TcpListener::bind(new).expect("bound");
-        assert!(sockets.may_listen(new, &[kept, new], None).is_err(), "another program's");
-        sockets.may_listen(new, &[kept, new], Some(new)).expect("its own link's");
+        assert!(sockets.may_listen(new, &[kept, new]).is_err(), "another program's");
     }
 
     #[test]

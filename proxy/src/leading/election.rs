@@ -5,7 +5,7 @@
 //! another leads: also one that cannot reach the primary any more, since who has the primary's lease takes the shadow's whoever has it. Nothing depends on that being at once: a fence is raised by the holder only, and a run that another node left under its
 //! fence is undone or carried on by what the databases say (`remembered`).
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
+use super::holder;
 use crate::causes::chain;
 use crate::clock;
 use crate::config::model::Config;
@@ -25,8 +26,6 @@ use crate::store::{Legacy, Unreadable};
 
 /// What the server shows in `pg_stat_activity`.
 const APPLICATION: &str = "godwit-lead";
-/// Under the state directory: by what the databases know this node.
-const HOLDER: &str = "holder";
 /// How long a database may take to answer, and at the end of the process all of them.
 const ANSWER: Duration = Duration::from_secs(2);
 /// In how many parts of a lease it is renewed, and looked at by who stands by.
@@ -109,6 +108,12 @@ struct Seen {
 }
 
 impl Seen {
+    /// Somebody else has it, or had it last, by this node's id.
+    fn is_of_a_copy(&self, me: &Candidate) -> bool {
+        let holder = self.lease.as_ref().ok().and_then(|lease| lease.holder.as_ref());
+        holder.is_some_and(|holder| holder.id == me.id && holder.node != me.node)
+    }
+
     /// It may be silent for a moment: that changes nothing while nobody else can have taken the lease.
     fn hear(&mut self, news: Self, now: Instant) {
         let holds = self.mine_until.is_some_and(|until| now < until);
@@ -122,6 +127,8 @@ impl Seen {
 pub struct Election {
     /// This one; its id is of the state directory.
     pub me: Candidate,
+    /// Where its id is kept.
+    state: PathBuf,
     resources: Vec<Kept>,
     /// The number of what was left last.
     serial: u64,
@@ -185,11 +192,14 @@ impl Election {
             seen: Vec::new(),
         });
         let resources = resources.collect();
-        let id = holder(&config.node.state).context("who this node is cannot be kept in node.state")?;
-        // Nodes of one name are told apart by their machines.
-        let host = rustix::system::uname();
-        let node = format!("{} on {}", config.node.name, host.nodename().to_string_lossy());
-        Ok(Some(Self { me: Candidate { id, node, within }, resources, serial: 0 }))
+        let state = config.node.state.clone();
+        let id = holder::id(&state).context("who this node is cannot be kept in node.state")?;
+        Ok(Some(Self {
+            me: Candidate { id, node: holder::name(config), within },
+            state,
+            resources,
+            serial: 0,
+        }))
     }
 
     /// Waits until this node leads, and has what the one before left.
@@ -216,6 +226,11 @@ impl Election {
         estate: &dyn Estate,
     ) -> Result<(), String> {
         let verdicts = self.look().await;
+        if self.resources.iter().flat_map(|one| &one.seen).any(|seen| seen.is_of_a_copy(&self.me)) {
+            // What the databases refuse to the other one they are to refuse to it alone.
+            self.me.id = holder::another(&self.state).map_err(|why| format!("{COPIED}: {why:#}"))?;
+            tracing::warn!("{COPIED}: this node has another id now");
+        }
         if let Some((node, left)) = verdicts.iter().find_map(|(_, verdict)| match verdict {
             Verdict::Held(node, left) => Some((node, left)),
             _ => None,
@@ -503,20 +518,6 @@ fn is_left_anew(left: Option<&(Legacy, Instant)>, now: &Legacy, at: Instant) -> 
     })
 }
 
-/// By what the databases know the node of this state directory: made the first time.
-fn holder(state: &Path) -> Result<String> {
-    let file = state.join(HOLDER);
-    match std::fs::read_to_string(&file) {
-        Ok(id) if !id.trim().is_empty() => return Ok(id.trim().to_owned()),
-        Ok(_) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error).with_context(|| file.display().to_string()),
-    }
-    let id = crate::rng::id();
-    std::fs::write(&file, format!("{id}\n")).with_context(|| file.display().to_string())?;
-    Ok(id)
-}
-
 /// The database that clients may write to, of the newest generation, and that one.
 fn open<'a>(primary: &str, seen: &'a [Seen]) -> Option<(u64, &'a Seen)> {
     let open = seen.iter().filter_map(|seen| match seen.lease.as_ref().ok()?.epoch? {
@@ -790,9 +791,9 @@ mod tests {
     #[test]
     fn a_state_directory_keeps_who_it_is() {
         let directory = tempfile::tempdir().unwrap();
-        let first = holder(directory.path()).unwrap();
-        assert_eq!(holder(directory.path()).unwrap(), first);
+        let first = holder::id(directory.path()).unwrap();
+        assert_eq!(holder::id(directory.path()).unwrap(), first);
         let other = tempfile::tempdir().unwrap();
-        assert_ne!(holder(other.path()).unwrap(), first);
+        assert_ne!(holder::id(other.path()).unwrap(), first);
     }
 }

@@ -8,6 +8,7 @@ pub mod changes;
 pub mod comparison;
 pub mod election;
 pub mod fronts;
+pub mod holder;
 mod known;
 mod placing;
 mod probing;

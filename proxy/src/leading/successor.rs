@@ -1,13 +1,13 @@
 //! Whether a program that starts with the files as they are now would lead what this node leads: asked before anything ends for it. What only the
 //! journal knows, and who listens where, no other process can see.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::comparison::Comparison;
 use super::known::{self, Known};
-use super::{placing, renamed};
+use super::{holder, placing, renamed};
 use crate::clock;
 use crate::config::model::{Config, Resource};
 use crate::fronts::sockets::Sockets;
@@ -22,8 +22,10 @@ pub struct Inheritance {
     pub journal: std::sync::Arc<Journal>,
     /// What is listened on.
     pub sockets: std::sync::Arc<Sockets>,
-    /// Where its link listens: that socket is not handed over.
+    /// Where its link listens (UDP): that socket is not handed over.
     pub link: Option<SocketAddr>,
+    /// By which name it has leases, if it has.
+    pub node: Option<String>,
 }
 
 impl Inheritance {
@@ -46,7 +48,20 @@ impl Inheritance {
         let addresses = listens(&config);
         let wanted: Vec<SocketAddr> = addresses.iter().map(|(address, _)| *address).collect();
         for (address, key) in addresses {
-            self.sockets.may_listen(address, &wanted, self.link).with_context(|| key)?;
+            self.sockets.may_listen(address, &wanted).with_context(|| key)?;
+        }
+        if let Some(link) = &config.node.link
+            && self.link.is_none_or(|own| own.port() != link.listen.port())
+        {
+            UdpSocket::bind(link.listen)
+                .map(drop)
+                .with_context(|| format!("node.link.listen: {}", link.listen))?;
+        }
+        let node = holder::name(&config);
+        if let Some(own) = self.node.as_ref().filter(|own| config.node.lease.is_some() && **own != node) {
+            bail!(
+                "its leases are those of \"{own}\", and the next program would be \"{node}\", and stand by until they are over: stop it, and start it again"
+            );
         }
         Ok(())
     }
@@ -63,11 +78,10 @@ fn leads(config: &Config, resource: &Resource, journal: &Journal) -> Result<()> 
     Ok(())
 }
 
-/// Every address with its key.
+/// Every address where TCP is accepted, with its key.
 fn listens(config: &Config) -> Vec<(SocketAddr, String)> {
     let node = &config.node;
-    let link = node.link.as_ref().map(|link| (link.listen, "node.link.listen".to_owned()));
-    let own = std::iter::once((node.admin.listen, "node.admin.listen".to_owned())).chain(link);
+    let own = std::iter::once((node.admin.listen, "node.admin.listen".to_owned()));
     config.resources.values().flat_map(Resource::listens).chain(own).collect()
 }
 
@@ -96,6 +110,7 @@ mod tests {
             journal,
             sockets: Arc::default(),
             link: None,
+            node: None,
         };
         let free = |text: &str| {
             let socket = TcpListener::bind("127.0.0.1:0").unwrap();
