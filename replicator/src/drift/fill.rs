@@ -456,28 +456,49 @@ async fn published(
         Locks::Tries => (ONE_TRY.as_slice(), "EXIT;"),
     };
     let tried: Vec<String> = tries.iter().map(|one| quote_literal(one)).collect();
-    let lock = format!(
-        "BEGIN; SET LOCAL synchronous_commit = local; \
-         DO $godwit$ DECLARE one text; locked text[] = '{{}}'; tries text[] = ARRAY[{}]; BEGIN \
-           FOREACH one IN ARRAY ARRAY[{}]::text[] LOOP \
-             FOR n IN 1 .. pg_catalog.cardinality(tries) LOOP \
+    let one = format!(
+        "EXECUTE 'LOCK TABLE ONLY ' || one || ' IN SHARE ROW EXCLUSIVE MODE'; \
+         IF NOT (SELECT {KEYLESS} FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(one)) THEN \
+           locked = locked || one; \
+         END IF;"
+    );
+    let each = match locks {
+        // A try has all or none: nobody waits for one of them while another is not to be had.
+        Locks::Waits => format!(
+            "FOR n IN 1 .. pg_catalog.cardinality(tries) LOOP \
                BEGIN \
+                 locked = '{{}}'; \
                  PERFORM pg_catalog.set_config('lock_timeout', tries[n], true); \
-                 EXECUTE 'LOCK TABLE ONLY ' || one || ' IN SHARE ROW EXCLUSIVE MODE'; \
-                 IF NOT (SELECT {KEYLESS} FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(one)) THEN \
-                   locked = locked || one; \
-                 END IF; \
+                 FOREACH one IN ARRAY names LOOP \
+                   IF pg_catalog.to_regclass(one) IS NOT NULL THEN {one} END IF; \
+                 END LOOP; \
                  EXIT; \
-               EXCEPTION \
-                 WHEN lock_not_available THEN IF n = pg_catalog.cardinality(tries) THEN {last} END IF; \
-                 WHEN undefined_table THEN EXIT; \
+               EXCEPTION WHEN lock_not_available OR undefined_table THEN IF n = pg_catalog.cardinality(tries) THEN {last} END IF; \
                END; \
                PERFORM pg_catalog.pg_sleep({BETWEEN}); \
-             END LOOP; \
-           END LOOP; \
+             END LOOP;"
+        ),
+        Locks::Tries => format!(
+            "FOREACH one IN ARRAY names LOOP \
+               FOR n IN 1 .. pg_catalog.cardinality(tries) LOOP \
+                 BEGIN \
+                   PERFORM pg_catalog.set_config('lock_timeout', tries[n], true); {one} EXIT; \
+                 EXCEPTION \
+                   WHEN lock_not_available THEN IF n = pg_catalog.cardinality(tries) THEN {last} END IF; \
+                   WHEN undefined_table THEN EXIT; \
+                 END; \
+                 PERFORM pg_catalog.pg_sleep({BETWEEN}); \
+               END LOOP; \
+             END LOOP;"
+        ),
+    };
+    let lock = format!(
+        "BEGIN; SET LOCAL synchronous_commit = local; \
+         DO $godwit$ DECLARE one text; locked text[] = '{{}}'; names text[] = ARRAY[{}]::text[]; tries text[] = ARRAY[{}]; BEGIN \
+           {each} \
            PERFORM pg_catalog.set_config('godwit.locked', locked::text, true); END $godwit$",
-        tried.join(", "),
-        listed.join(", ")
+        listed.join(", "),
+        tried.join(", ")
     );
     source.batch_execute(&lock).await?;
     // All who wrote them before are through, and nobody has written them since.
