@@ -15,12 +15,16 @@ const RANGE: &str = "range of ";
 
 /// Tables with columns of these types, or of what is made of them, each with the name of that type. What else has such a name is of none.
 const TABLES_OF: &str = "\
-WITH RECURSIVE made AS ( \
+WITH RECURSIVE of(part, oid) AS MATERIALIZED ( \
+  SELECT typelem, oid FROM pg_catalog.pg_type WHERE typelem <> 0 \
+  UNION ALL SELECT typbasetype, oid FROM pg_catalog.pg_type WHERE typbasetype <> 0 \
+  UNION ALL SELECT a.atttypid, c.reltype FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid \
+    WHERE a.attnum > 0 AND NOT a.attisdropped AND c.reltype <> 0 \
+  UNION ALL SELECT rngsubtype, unnest(ARRAY[rngtypid, rngmultitypid]) FROM pg_catalog.pg_range), \
+made AS ( \
   SELECT y.oid, name FROM unnest($1::text[]) name \
   JOIN (pg_catalog.pg_type y JOIN pg_catalog.pg_namespace n ON n.oid = y.typnamespace) ON format('%I.%I', n.nspname, y.typname) = name \
-  UNION SELECT y.oid, m.name FROM made m JOIN pg_catalog.pg_type y ON m.oid IN (y.typelem, y.typbasetype) \
-    OR y.typrelid IN (SELECT a.attrelid FROM pg_catalog.pg_attribute a WHERE a.atttypid = m.oid AND a.attnum > 0 AND NOT a.attisdropped) \
-    OR y.oid IN (SELECT unnest(ARRAY[r.rngtypid, r.rngmultitypid]) FROM pg_catalog.pg_range r WHERE r.rngsubtype = m.oid)) \
+  UNION SELECT o.oid, m.name FROM made m JOIN of o ON o.part = m.oid) \
 SELECT DISTINCT ON (c.oid) format('%I.%I', n.nspname, c.relname), m.name \
 FROM made m JOIN pg_catalog.pg_attribute a ON a.atttypid = m.oid AND a.attnum > 0 AND NOT a.attisdropped \
 JOIN pg_catalog.pg_class c ON c.oid = a.attrelid AND c.relkind = 'r' JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace ORDER BY c.oid, m.name";
