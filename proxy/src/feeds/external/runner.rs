@@ -157,7 +157,8 @@ pub async fn recall(board: &FeedBoard, journal: &Journal, now: Timestamp) -> Res
         board.change(&name, |state| FeedState { signed, ..state.clone() });
         let Some((body, at)) = said else { return };
         let length = body.len() as u64;
-        match understand(feed, body.into(), now).await {
+        // What its program says of now is said of when it was posted.
+        match understand(feed, body.into(), at.min(now)).await {
             Ok(understood) => {
                 let heard = clock::monotonic().checked_sub(now.since(at));
                 board.change(&name, |state| {
