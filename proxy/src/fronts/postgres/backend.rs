@@ -262,13 +262,15 @@ impl Backend {
     async fn rows(&mut self, question: &[u8]) -> Result<Vec<Vec<u8>>, NoBackend> {
         let asking = async {
             self.talk().send(question).await.map_err(NoBackend::Lost)?;
-            let (mut rows, mut failure) = (Vec::new(), None);
+            let (mut rows, mut failure, mut is_answered) = (Vec::new(), None, false);
             loop {
                 let (tag, body) = self.talk().message(LONGEST).await.map_err(NoBackend::Lost)?;
                 match tag {
-                    b'1' | b'2' | b'3' | b'C' => {}
+                    b'1' | b'2' | b'3' | b'C' => is_answered = true,
                     b'D' => rows.push(body),
-                    b'E' => failure = Some(refused(&body)),
+                    b'E' => (failure, is_answered) = (Some(refused(&body)), true),
+                    // After a copy that failed, one may come for a Sync that was thought to be ignored: no question has that alone for its answer.
+                    b'Z' if !is_answered => {}
                     b'Z' => return failure.map_or(Ok(rows), Err),
                     _ => self.note((tag, body)).map_err(NoBackend::Unexpected)?,
                 }

@@ -215,7 +215,8 @@ impl PostgresFront {
         {
             // A server lets those stay who are there. They come along by what somebody proves himself by who logs in later.
             let left = if knows_another_secret(&error) { self.roles.present(identity) } else { 0 };
-            if left == 0 {
+            // A server says the same of a role that is gone or has expired: nobody could log in as that.
+            if left == 0 || matches!(self.verifier(role).await, Ok(None)) {
                 self.roles.forget(identity);
                 return None;
             }
