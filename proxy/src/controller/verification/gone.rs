@@ -61,12 +61,21 @@ impl Verifications {
             if looked.numbers.0 == primary { looked.numbers.1.clone() } else { BTreeMap::new() }
         };
         let found = became(&source, &target, &tables, &before).await.map_err(chain)?;
-        let numbers = found.iter().filter_map(|(table, became)| match became {
-            Became::There(number) => Some((table.clone(), *number)),
-            Became::Called(name) => Some((name.clone(), *before.get(table)?)),
-            Became::Gone => None,
-        });
-        lock(&self.looked).numbers = (primary.to_owned(), numbers.collect());
+        // What only one side has by that name is renamed, or dropped, on the other one too, or is to be.
+        let mut numbers: BTreeMap<_, _> = before
+            .iter()
+            .filter(|(table, _)| tables.contains(table))
+            .map(|(table, &number)| (table.clone(), number))
+            .collect();
+        for (table, became) in &found {
+            let known = numbers.remove(table);
+            match became {
+                Became::There(number) => drop(numbers.insert(table.clone(), *number)),
+                Became::Called(name) => numbers.extend(known.map(|number| (name.clone(), number))),
+                Became::Gone => {}
+            }
+        }
+        lock(&self.looked).numbers = (primary.to_owned(), numbers);
         let mut known = lock(&self.known);
         if known.became(found) {
             drop(tokio::spawn(save(self.shelf.clone(), self.kept(self.view(), &known))));
