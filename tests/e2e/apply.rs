@@ -620,14 +620,17 @@ async fn columns_of_the_target_alone_are_kept() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_is_looked_up_without_the_others() -> Result<()> {
     const LOOKED_UP: i64 = 20;
-    let schema: String = (1..=300)
+    let schema: Vec<String> = (1..=300)
         .map(|at| format!("CREATE TABLE t{at} (id int PRIMARY KEY, a text, b text, c text);"))
         .collect();
+    let schema = schema.concat();
     let read_whole = "SELECT seq_scan FROM pg_stat_sys_tables WHERE relid = 'pg_attribute'::regclass";
     for (source, target) in [(15, other_major()), (other_major(), 15)] {
         let mut pair = Pair::start(source, target, &schema).await?;
         let before: i64 = pair.to.query_one(read_whole, &[]).await?.get(0);
-        let rows: String = (1..=LOOKED_UP).map(|at| format!("INSERT INTO t{at} VALUES ({at});")).collect();
+        let rows: Vec<String> =
+            (1..=LOOKED_UP).map(|at| format!("INSERT INTO t{at} VALUES ({at});")).collect();
+        let rows = rows.concat();
         pair.from.batch_execute(&rows).await?;
         let all = pair.read().await?;
         pair.target.apply(&all, false).await?;
