@@ -490,7 +490,10 @@ mod tests {
         let (mut backend, mut server) = Backend::by_hand("a");
         let mut canceled = Vec::new();
         message::write(&mut canceled, b'E', |out| out.extend(b"SERROR\0C57014\0Mcanceling statement\0\0"));
+        // Nobody asked for the first of them.
         let mut told = Vec::new();
+        message::ready(&mut told);
+        message::write(&mut told, b'1', |_| {});
         message::write(&mut told, b'D', |out| {
             out.extend(b"\0\x04\0\0\0\x07channel\0\0\0\x04news\0\0\0\0\0\0\0\0");
         });
@@ -526,6 +529,7 @@ mod tests {
                 let names = ["cron.host", "cron.hosts", "app.tenant"];
                 asked.push(names.map(|name| question.contains(&format!("\"{name}\""))));
                 let mut answer = Vec::new();
+                message::write(&mut answer, b'1', |_| {});
                 if let Some(name) = denied {
                     let body = format!(
                         "SFEHLER\0VERROR\0C42501\0Mkeine Berechtigung f\u{fc}r \u{bb}{name}\u{ab}\0\0"
