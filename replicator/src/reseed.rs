@@ -55,6 +55,12 @@ pub async fn empty(source: &Client, target: &Client, what: &Reseed<'_>) -> Resul
     Ok(rows(answer).last().and_then(|row| row.get(0)) == Some("true"))
 }
 
+/// Whether a database holds tables that are not Godwit's: it was not emptied, or not to the end.
+pub async fn has_tables(target: &Client) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT FROM godwit.user_tables())";
+    Ok(target.query_one(sql, &[]).await.map_err(refused("look for tables"))?.get(0))
+}
+
 /// Notes in the database behind `target` that `stream` begins with a copy, as in one that was emptied for it: where that holds no table, and knows
 /// nothing of the stream.
 pub async fn awaits_copy(target: &Client, stream: &str, generation: u64) -> Result<(), Error> {

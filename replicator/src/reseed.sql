@@ -127,10 +127,11 @@ BEGIN
   INSERT INTO godwit.progress AS p (stream, applied_lsn, copied, generation) VALUES ({{stream}}, '0/0', false, {{generation}})
   ON CONFLICT (stream) DO UPDATE SET applied_lsn = '0/0', copied = false, generation = EXCLUDED.generation,
     marker_generation = NULL, source_system = NULL, source_timeline = NULL, updated_at = now();
+  -- An old primary whose marker is there has all that it had.
+  UPDATE godwit.epoch e SET marker_lsn = NULL, tables = NULL, updated_at = now() WHERE e.resource = {{resource}};
   -- Nobody may write what is dropped next: the fence stays until nothing is left.
   IF dropped < most THEN
-    UPDATE godwit.epoch e SET generation = {{generation}}, fenced = false, marker_lsn = NULL, tables = NULL, updated_at = now()
-    WHERE e.resource = {{resource}};
+    UPDATE godwit.epoch e SET generation = {{generation}}, fenced = false WHERE e.resource = {{resource}};
   END IF;
   PERFORM set_config('godwit.is_left', (dropped >= most)::text, true);
 END $godwit$;

@@ -578,10 +578,10 @@ async fn a_shadow_of_many_tables_is_emptied_in_parts() -> Result<()> {
         shadow.batch_execute("RESET ROLE").await?;
         fence::install(&shadow, "orders", 1).await?;
         let copied = "INSERT INTO godwit.progress (stream, applied_lsn, copied, generation) VALUES ('main', '0/1', true, 1); \
-            UPDATE godwit.epoch SET fenced = true";
+            UPDATE godwit.epoch SET fenced = true, marker_lsn = '0/1'";
         shadow.batch_execute(copied).await?;
         let what = Reseed { resource: "orders", stream: "main", critical: "critical", generation: 1 };
-        let stands = "SELECT p.copied, e.fenced, (SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+        let stands = "SELECT p.copied, e.fenced AND e.marker_lsn IS NULL, (SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
             WHERE n.nspname IN ('public', 'tenant')) FROM godwit.progress p, godwit.epoch e";
         let mut parts = 0;
         while reseed::empty(&source, &shadow, &what).await? {

@@ -143,13 +143,15 @@ impl Streams {
         if self.given_up(generation).is_some() {
             return Ok(true);
         }
-        match super::streams::copied(target, &name).await? {
-            Some(copied) => Ok(copied),
+        let copied = super::streams::copied(target, &name).await?;
+        let epoch = fence::state(target, self.resource()).await.map_err(chain)?;
+        match copied {
+            Some(true) => Ok(true),
+            // Emptying it broke off: its fence stays until nothing is left.
+            Some(false) => Ok(epoch.is_some_and(|epoch| epoch.fenced && epoch.generation <= generation.0)
+                && reseed::has_tables(target).await.map_err(chain)?),
             // The old primary of the cutover that committed this generation, and the way back to it is lost.
-            None => {
-                let epoch = fence::state(target, self.resource()).await.map_err(chain)?;
-                Ok(epoch.is_some_and(|epoch| epoch.is_left_by(generation.0)))
-            }
+            None => Ok(epoch.is_some_and(|epoch| epoch.is_left_by(generation.0))),
         }
     }
 }

@@ -138,8 +138,11 @@ impl Streams {
         // lost with a restore.
         let before = [Phase::Committed, Phase::Swapped, Phase::Released].map(Phase::name);
         let epoch = fence::state(shadow, self.resource()).await.map_err(chain)?;
-        let is_left =
-            before.contains(&&*view.phase) && epoch.is_some_and(|epoch| epoch.is_left_by(generation.0));
+        // One that waits for a copy was emptied, or is about to be.
+        let waits = super::streams::copied(shadow, &name).await? == Some(false);
+        let is_left = before.contains(&&*view.phase)
+            && !waits
+            && epoch.is_some_and(|epoch| epoch.is_left_by(generation.0));
         let has = || {
             format!("{to} has what it committed itself before generation {generation}, and nothing of {from}")
         };
