@@ -76,6 +76,12 @@ fn pace(took: Duration) -> Duration {
     (took * 100).clamp(AGAIN, EXAMINE)
 }
 
+/// How long a database is left alone that was examined in such a time: of thousands of tables that is seconds of the server's own, and what a
+/// person mends is to be seen soon. One that did not answer has not worked for it.
+fn rests(took: Duration, is_answered: bool) -> Duration {
+    if is_answered { (took * 10).clamp(EXAMINE, COMPARE) } else { EXAMINE }
+}
+
 /// Results of what watches between the steps.
 #[derive(Default)]
 struct Watched {
@@ -170,15 +176,16 @@ impl Measure {
             let live = self.resource.clone();
             tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
                 loop {
-                    let begun = clock::monotonic();
+                    let mut begun = clock::monotonic();
                     let mut found = examine(&databases, &live.load(), &zone).await;
                     if found.is_err() {
                         // The connection that was kept may be to a server that has been restarted.
+                        begun = clock::monotonic();
                         found = examine(&databases, &live.load(), &zone).await;
                     }
+                    let rests = rests(begun.elapsed(), found.is_ok());
                     lock(&watched).blockers.insert(zone.clone(), found);
-                    // Of many tables it takes seconds of the server's time.
-                    tokio::time::sleep(EXAMINE.max(begun.elapsed() * 10)).await;
+                    tokio::time::sleep(rests).await;
                 }
             }));
         }
@@ -600,6 +607,14 @@ mod tests {
     use replicator::drift::Mend;
 
     use super::*;
+
+    #[test]
+    fn what_answers_late_is_left_alone_and_what_does_not_is_asked_again() {
+        let seconds = Duration::from_secs;
+        assert_eq!(rests(seconds(2), true), seconds(20));
+        assert_eq!([rests(Duration::ZERO, true), rests(seconds(20), false)], [EXAMINE; 2]);
+        assert_eq!(rests(seconds(9), true), COMPARE, "what was mended is seen within a minute");
+    }
 
     #[test]
     fn what_is_done_in_vain_rests_longer_each_time() {
