@@ -193,7 +193,7 @@ async fn an_older_state_directory_and_a_copied_one_undo_no_decision() -> Result<
     std::fs::remove_dir_all(&state)?;
     copy_files(&backup, &state)?;
     let mut one = members[0].start(&[])?;
-    one.ready().await?;
+    one.until("it follows", |view| view.phase == "shadowing").await?;
     let frozen = one.ask_to_migrate(&far.name).await.err().context("it is frozen")?.to_string();
     ensure!(frozen.contains("a sale"), "{frozen}");
     Ok(())
