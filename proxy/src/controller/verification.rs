@@ -480,6 +480,7 @@ impl Verifications {
             self.databases.take(&begun.source, Purpose::Verify),
             self.databases.take(&begun.target, Purpose::Verify)
         )?;
+        self.number(&begun.source, &source).await.map_err(|error| Error::Unready(chain(error)))?;
         let follower = Streaming { streams: self.streams.clone(), generation: Generation(begun.generation) };
         let request = &begun.request;
         let pace = Pace::default();

@@ -32,6 +32,16 @@ enum Became {
 }
 
 impl Verifications {
+    /// By what numbers a verification finds the tables: they may be called otherwise when one that differs is looked for.
+    pub(super) async fn number(&self, primary: &str, source: &Client) -> Result<(), tokio_postgres::Error> {
+        let tables = "SELECT format('%I.%I', n.nspname, c.relname), c.oid FROM pg_catalog.pg_class c \
+            JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r'";
+        let tables = source.query(tables, &[]).await?;
+        let numbers = tables.iter().map(|row| (row.get(0), row.get(1))).collect();
+        lock(&self.looked).numbers = (primary.to_owned(), numbers);
+        Ok(())
+    }
+
     /// Tables that differ, and that both sides have dropped since, differ no more: nobody could copy them anew. Does not wait.
     pub(in crate::controller) fn look_after(self: &Arc<Self>, primary: &str, shadow: &str) {
         let differing = lock(&self.known).differing.iter().any(|table| table != LARGE_OBJECTS);
@@ -62,11 +72,7 @@ impl Verifications {
         };
         let found = became(&source, &target, &tables, &before).await.map_err(chain)?;
         // What only one side has by that name is renamed, or dropped, on the other one too, or is to be.
-        let mut numbers: BTreeMap<_, _> = before
-            .iter()
-            .filter(|(table, _)| tables.contains(table))
-            .map(|(table, &number)| (table.clone(), number))
-            .collect();
+        let mut numbers = before;
         for (table, became) in &found {
             let known = numbers.remove(table);
             match became {
