@@ -169,7 +169,7 @@ async fn a_resource_whose_driver_never_answers_is_dropped_all_the_same() -> Resu
     let mut cart = resource(ports[1], &json!({ "driver": "fleet", "capacity": 1 }));
     cart["name"] = "cart".into();
     client.send("/api/v1/resources", &cart).await?;
-    godwit_tests::waiting::until("its driver is asked", async || Ok(!fleet.asked("provision").is_empty()))
+    godwit_tests::waiting::until("its driver is asked", async || Ok(!fleet.asked("status").is_empty()))
         .await?;
     client.call_with(Method::DELETE, "/api/v1/resources/cart", None, &[]).await?;
     let path = "/api/v1/resources/other/scaling";
