@@ -73,8 +73,14 @@ def main(rendered, folder):
         assert f'up{{job="{job}"}}' in alerts.read_text(), f"no alert is about the job {job}"
         offered = {port["name"] for port in chosen[0]["spec"]["ports"]}
         assert {one["port"] for one in monitor["spec"]["endpoints"]} <= offered
-        clients = yaml.safe_load(config["data"]["godwit.yaml"])["node"]["admin"].get("clients")
+        admin = yaml.safe_load(config["data"]["godwit.yaml"])["node"]["admin"]
+        clients = admin.get("clients")
+        (secret,) = (volume["secret"]["secretName"] for volume in spec["volumes"] if volume["name"] == "tls")
         for one in monitor["spec"]["endpoints"]:
+            assert one["tlsConfig"]["serverName"] in admin["hosts"], "it is asked by another name than it has"
+            ((kind, authority),) = one["tlsConfig"]["ca"].items()
+            promised = (kind, authority["name"]) != ("secret", secret) or "client_ca" in admin["tls"]
+            assert promised and authority["key"], "nobody has promised that ca.crt is there"
             certified = {"cert", "keySecret"} <= set(one["tlsConfig"])
             assert certified != ("authorization" in one), "a token or a certificate, one of them"
             # Each node has tokens of its own.

@@ -57,6 +57,12 @@ clients=(--set config.node.admin.clients[0].name=prometheus.example,config.node.
 taken "${metrics[@]}" --set serviceMonitor.token.secret=x
 taken "${metrics[@]}" "${clients[@]}" --set serviceMonitor.certificate.secret=x
 taken "${metrics[@]}" "${clients[@]}" --set serviceMonitor.certificate.secret=x,replicas=2,config.node.lease=10s
+# ca.crt is promised with clientCa only.
+authority=(--set serviceMonitor.enabled=true,admin.tls.secret=x,serviceMonitor.token.secret=x)
+refused "${authority[@]}"
+taken "${authority[@]}" --set serviceMonitor.ca.secret=y
+taken "${authority[@]}" --set serviceMonitor.ca.configMap=y
+refused "${authority[@]}" --set serviceMonitor.ca.secret=y,serviceMonitor.ca.configMap=y
 refused "${metrics[@]}"
 refused "${metrics[@]}" --set serviceMonitor.certificate.secret=x
 refused "${metrics[@]}" "${clients[@]}" --set serviceMonitor.certificate.secret=x,admin.tls.clientCa=false
