@@ -72,6 +72,11 @@ refused --set state.accessModes[0]=ReadWriteMany
 refused --set config.resources=null
 refused --set replicaCount=2
 
+# What a `process` driver starts outlives the node, has a /tmp all the time, and may be compiled as it runs.
+for line in KillMode=process OOMPolicy=continue 'ReadWritePaths=/tmp /var/tmp' SystemCallErrorNumber=EPERM; do
+  grep -qxF "$line" config/systemd/godwit.service || wrong "the unit has no $line"
+done
+! grep -E '^(PrivateTmp|MemoryDenyWriteExecute)=' config/systemd/godwit.service || wrong "the unit's processes are not as on any machine"
 # Of the unit itself; that the binary is not installed is no fault of it.
 sed 's#/usr/bin/godwit#/bin/true#' config/systemd/godwit.service >"$work/godwit.service"
 if command -v systemd-analyze >/dev/null; then
