@@ -380,6 +380,7 @@ pub fn feed_ages(board: &FeedBoard, now: Timestamp) {
 mod tests {
     use std::collections::BTreeMap;
 
+    use migration::cutover::Limits;
     use migration::decide::decide;
     use migration::policy::{Bound, ExtraGuard, GuardedFact, PolicyParts};
     use migration::world::{Fact, World};
@@ -544,6 +545,19 @@ mod tests {
                 assert!(found[&line].is_nan(), "{found:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_phase_may_last_as_long_as_the_machine_gives_it_before_its_alert_fires() {
+        let alerts = include_str!("../../../config/prometheus/alerts.yml");
+        let fires_after = |step: &str| {
+            let (_, rest) = alerts.split_once(&format!("{{step=\"{step}\"}} > ")).expect(step);
+            Duration::from_secs(rest.lines().next().and_then(|seconds| seconds.parse().ok()).expect(step))
+        };
+        let limits = Limits::of(&guarded(&[]));
+        assert!(fires_after(Phase::Warm.name()) > limits.arm, "{limits:?}");
+        // A placement's driver has its own time beside.
+        assert!(fires_after(Phase::Requested.name()) > limits.scale + crate::drivers::DEADLINE, "{limits:?}");
     }
 
     #[test]
