@@ -300,6 +300,8 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     if let Some(traces) = traces {
         traces.end(LAST_WRITE);
     }
+    // The service manager kills nobody but this process: what it has started for others is to outlive it.
+    groups::end_all();
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(())
 }
