@@ -61,6 +61,12 @@ def main(rendered, folder):
         assert keys == set(config["data"]), f"mounted {keys}, in the map {set(config['data'])}"
     assert spec["securityContext"]["runAsNonRoot"]
     check_hooks(hooks, config, node, found)
+    probe = container["readinessProbe"]
+    if node["spec"]["replicas"] > 1:
+        assert probe["periodSeconds"] * probe["failureThreshold"] <= 5, "clients are sent to one that stands by"
+        assert "leads" in str(probe), "nobody is ready during a hold"
+    else:
+        assert probe["periodSeconds"] * probe["failureThreshold"] >= 20, "not ready during a hold"
     accounts = {one["metadata"]["name"] for one in found.get("ServiceAccount", [])}
     assert not accounts or spec["serviceAccountName"] in accounts
     for monitor in found.get("ServiceMonitor", []):

@@ -661,22 +661,25 @@ async fn ready(
     };
     let resources = state.running.resources();
     let views = resources.iter().map(|(name, handle)| (name.as_str(), handle.view.load_full()));
-    let (ready, text) = readiness(views, caller.as_ref());
+    let leads = uri.query().is_some_and(|query| query.split('&').any(|key| key == "leads"));
+    let (ready, text) = readiness(views, caller.as_ref(), leads);
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let brief = if ready { "ok\n" } else { "holding\n" };
     (status, text.unwrap_or_else(|| brief.to_owned())).into_response()
 }
 
-/// Whether all of these serve, and a line for each that the caller may read; none: nobody proves who asks.
+/// Whether all of these serve, or may hold requests where only the lead is asked for, and a line for each that the caller may read; none: nobody
+/// proves who asks.
 fn readiness<'a>(
     views: impl Iterator<Item = (&'a str, Arc<ResourceView>)>,
     caller: Option<&Caller>,
+    leads: bool,
 ) -> (bool, Option<String>) {
     let (mut ready, mut text) = (true, String::new());
     for (name, view) in views {
         // The service is reachable as long as its gate is open; a shadow in trouble is a warning, not an outage.
         let open = view.gate.as_ref().is_none_or(|gate| !gate.closed);
-        ready &= open;
+        ready &= open || leads;
         if !caller.is_some_and(|caller| caller.knows(name)) {
             continue;
         }

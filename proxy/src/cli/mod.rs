@@ -82,6 +82,9 @@ enum Command {
         /// Ask whether it runs, no more.
         #[arg(long)]
         live: bool,
+        /// Ask whether it leads: also while it holds requests.
+        #[arg(long, conflicts_with = "live")]
+        leads: bool,
     },
     /// Show every resource: who serves, the shadow, the stream, problems.
     Status {
@@ -330,7 +333,7 @@ pub fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Run { config } => return run_node(&config, output),
         Command::Check { file, config } => return check::run(&config.unwrap_or(file), output),
-        Command::Ready { live } => verbs::ready(&client, live),
+        Command::Ready { live, leads } => verbs::ready(&client, live, leads),
         Command::Status { resource, watch } => verbs::status(&client, resource.as_deref(), watch, output),
         Command::Explain { resource } => verbs::explain(&client, &resource, output),
         Command::Plan { resource, to } => verbs::plan(&client, &resource, to.as_deref(), output),

@@ -38,9 +38,16 @@ pub(super) fn show<T: serde::Serialize>(
     })
 }
 
-/// Whether the node takes requests; or, with `live`, whether it runs.
-pub(super) fn ready(client: &Client, live: bool) -> Result<ExitCode> {
-    out(client.text(if live { "/livez" } else { "/readyz" })?)?;
+/// Whether the node takes requests; or, with `live`, whether it runs; or, with `leads`, whether no other one leads.
+pub(super) fn ready(client: &Client, live: bool, leads: bool) -> Result<ExitCode> {
+    let path = if live {
+        "/livez"
+    } else if leads {
+        "/readyz?leads"
+    } else {
+        "/readyz"
+    };
+    out(client.text(path)?)?;
     Ok(ExitCode::SUCCESS)
 }
 

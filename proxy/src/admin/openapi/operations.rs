@@ -356,6 +356,7 @@ fn pages() -> Vec<Line> {
             .refuses(&[StatusCode::NOT_FOUND]),
         get("/livez", "livez", "The process lives").says(OK, "text/plain"),
         get("/readyz", "readyz", "Every gate is open")
+            .asks("leads", Text, "Also ready while it holds requests: not where another node leads.")
             .asks("verbose", Text, "A line for each resource that the caller may read.")
             .says(OK, "text/plain")
             .says(UNAVAILABLE, "text/plain"),

@@ -14,6 +14,7 @@ use crate::audit::{Audit, Settings};
 use crate::clock;
 use crate::config;
 use crate::controller::events::Events;
+use crate::controller::view::GateView;
 use crate::feeds::external::board::FeedBoard;
 use crate::history::{History, Retention};
 use crate::leading::running::Running;
@@ -281,13 +282,21 @@ fn a_probe_names_what_its_caller_may_read() {
     let asked = |scope: Option<Scope>| {
         let views = [("billing", view("idle", &["no shadow"])), ("orders", view("shadowing", &[]))];
         let caller = |scope| Caller { name: "ann".into(), role: Role::Viewer, scope, via: Via::Token };
-        readiness(views.into_iter(), scope.map(caller).as_ref())
+        readiness(views.into_iter(), scope.map(caller).as_ref(), false)
     };
     let orders = Scope::Resources(["orders".to_owned()].into());
     assert_eq!(asked(None), (true, None));
     assert_eq!(asked(Some(orders)), (true, Some("ok   orders shadowing\n".into())));
     let all = "ok   billing idle\nwarn billing no shadow\nok   orders shadowing\n";
     assert_eq!(asked(Some(Scope::All)), (true, Some(all.into())));
+}
+
+#[test]
+fn a_node_that_holds_requests_leads() {
+    let gate = Some(GateView { closed: true, ..GateView::default() });
+    let holds = Arc::new(ResourceView { gate, ..ResourceView::default() });
+    let asked = |leads| readiness(std::iter::once(("orders", holds.clone())), None, leads).0;
+    assert_eq!((asked(false), asked(true)), (false, true));
 }
 
 fn id_of(token: &str) -> &str {
