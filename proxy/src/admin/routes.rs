@@ -23,6 +23,7 @@ use super::{
 use crate::audit::read::{Wanted, newest};
 use crate::controller::drift::{self, SchemaView, SyncRequest, TablesRequest};
 use crate::controller::freezes::FreezeView;
+use crate::controller::proposals::Person;
 use crate::controller::taking_over::{self, Said};
 use crate::controller::verification::{Request as VerifyRequest, VerificationView};
 use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
@@ -360,7 +361,7 @@ async fn approve(
     caller: Caller,
 ) -> Answer<Response> {
     let handle = find(&state, &id)?;
-    let by = caller.name;
+    let by = Person { name: caller.name, id: caller.person };
     let plan = told(&handle, |reply| Command::Approve { id: Some(pid), by, reply }).await?;
     Ok(begun(&id, plan))
 }
@@ -476,7 +477,7 @@ async fn migrate(
     let handle = find(&state, &id)?;
     let request: MigrateRequest = or_default(body, &headers)?;
     let dry_run = request.dry_run;
-    let by = caller.name;
+    let by = Person { name: caller.name, id: caller.person };
     let plan = told(&handle, |reply| Command::Migrate { to: request.to, by, dry_run, reply }).await?;
     Ok(begun(&id, plan))
 }

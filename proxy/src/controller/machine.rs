@@ -560,7 +560,7 @@ impl Machine {
                 let answer = if dry_run {
                     self.decide();
                     self.judge_anew();
-                    self.migrate(to.as_deref(), &by, true)
+                    self.migrate(to.as_deref(), &by.name, true)
                 } else {
                     self.ask(to.as_deref(), &by)
                 };

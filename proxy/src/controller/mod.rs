@@ -73,7 +73,7 @@ pub enum Command {
         /// Where to; none: to the shadow.
         to: Option<String>,
         /// Who asks.
-        by: String,
+        by: proposals::Person,
         /// Only say what would happen.
         dry_run: bool,
         /// The answer.
@@ -107,7 +107,7 @@ pub enum Command {
         /// The proposal; none: the open one.
         id: Option<String>,
         /// Who approves.
-        by: String,
+        by: proposals::Person,
         /// The answer.
         reply: oneshot::Sender<Result<Plan, Denied>>,
     },

@@ -31,6 +31,21 @@ pub struct ProposalView {
     pub approved_by: Vec<String>,
 }
 
+/// Who asks for a move, or approves it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Person {
+    /// As it is shown.
+    pub name: String,
+    /// What tells people apart: the same whatever else is known of them.
+    pub id: String,
+}
+
+impl From<&str> for Person {
+    fn from(name: &str) -> Self {
+        Self { name: name.to_owned(), id: name.to_owned() }
+    }
+}
+
 /// The open proposal of one resource.
 pub struct Proposals {
     resource: String,
@@ -112,7 +127,7 @@ impl Proposals {
     pub fn ask(
         &mut self,
         to: &str,
-        by: &str,
+        by: &Person,
         report: Option<&DecisionReport>,
         expires: std::time::Duration,
         now: Timestamp,
@@ -134,26 +149,37 @@ impl Proposals {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn approve(&mut self, by: &str, needed: u32, now: Timestamp) -> Result<Option<Vec<String>>, Denied> {
+    pub fn approve(
+        &mut self,
+        by: &Person,
+        needed: u32,
+        now: Timestamp,
+    ) -> Result<Option<Vec<String>>, Denied> {
         // Alone, whoever approves is the one.
         if needed <= 1 && self.approvals.is_empty() {
-            return Ok(Some(vec![by.to_owned()]));
+            return Ok(Some(vec![by.name.clone()]));
         }
         self.wish(by, now)?;
         Ok((self.approvals.len() as u64 >= u64::from(needed)).then(|| self.approved_by()))
     }
 
-    fn wish(&mut self, by: &str, now: Timestamp) -> Result<(), Denied> {
-        if self.approvals.iter().any(|approval| approval.person == by) {
+    fn wish(&mut self, by: &Person, now: Timestamp) -> Result<(), Denied> {
+        // An earlier program kept only how a person is shown.
+        let said = |approval: &ApprovalRow| match &approval.id {
+            Some(id) => *id == by.id,
+            None => approval.person == by.name || approval.person == by.id,
+        };
+        if self.approvals.iter().any(said) {
             return Ok(());
         }
         self.note(by, false, now).map_err(|error| Denied::Journal(chain(error)))
     }
 
-    fn note(&mut self, by: &str, asked: bool, now: Timestamp) -> Result<(), StoreError> {
+    fn note(&mut self, by: &Person, asked: bool, now: Timestamp) -> Result<(), StoreError> {
         let Some(row) = &self.open else { return Ok(()) };
-        let approval = ApprovalRow { person: by.to_owned(), at: now, asked };
+        let approval = ApprovalRow { person: by.name.clone(), id: Some(by.id.clone()), at: now, asked };
         self.journal.approve_proposal(&row.id, &approval)?;
+        let by = &by.name;
         tracing::info!(resource = %self.resource, id = %row.id, to = %row.to, by, asked, "a move is approved");
         self.approvals.push(approval);
         Ok(())
@@ -302,24 +328,24 @@ mod tests {
         let stay = report(Verdict::Stay);
         let minute = Duration::from_secs(60);
         let mut proposals = Proposals::open("orders", journal.clone());
-        proposals.ask("b", "ann", Some(&stay), minute, Timestamp(1000)).expect("written");
+        proposals.ask("b", &"ann".into(), Some(&stay), minute, Timestamp(1000)).expect("written");
         let id = proposals.view().expect("asked").id;
-        assert_eq!(proposals.approve("ann", 2, Timestamp(1500)), Ok(None), "nobody counts twice");
+        assert_eq!(proposals.approve(&"ann".into(), 2, Timestamp(1500)), Ok(None), "nobody counts twice");
         proposals.follow(&stay, minute, Timestamp(2000));
 
         let mut proposals = Proposals::open("orders", journal);
         let view = proposals.view().expect("outlives a restart");
         assert_eq!((view.id, view.asked_by, view.approved_by), (id, Some("ann".into()), vec!["ann".into()]));
         assert_eq!(proposals.check(None, Some(&stay), Timestamp(3000)), Ok("b".into()));
-        let elsewhere = proposals.ask("c", "bob", None, minute, Timestamp(3000));
+        let elsewhere = proposals.ask("c", &"bob".into(), None, minute, Timestamp(3000));
         assert!(matches!(elsewhere, Err(Denied::Conflict(_))), "{elsewhere:?}");
         // To ask for the same is to approve it.
-        proposals.ask("b", "bob", None, minute, Timestamp(3000)).expect("written");
+        proposals.ask("b", &"bob".into(), None, minute, Timestamp(3000)).expect("written");
         assert_eq!(proposals.approved_by(), ["ann", "bob"]);
 
         proposals.follow(&stay, minute, Timestamp(61_000));
         assert_eq!(proposals.view(), None, "it expires like any other");
-        proposals.ask("b", "bob", None, minute, Timestamp(62_000)).expect("written");
+        proposals.ask("b", &"bob".into(), None, minute, Timestamp(62_000)).expect("written");
         assert_eq!(proposals.approved_by(), ["bob"], "and what was said of it goes with it");
     }
 
@@ -329,15 +355,35 @@ mod tests {
         let journal = Arc::new(Journal::open(directory.path()).expect("open"));
         let minute = Duration::from_secs(60);
         let mut proposals = Proposals::open("orders", journal.clone());
-        proposals.ask("b", "ann", None, minute, Timestamp(1000)).expect("written");
+        proposals.ask("b", &"ann".into(), None, minute, Timestamp(1000)).expect("written");
         let id = proposals.view().expect("asked").id;
         proposals.withdraw(Timestamp(2000));
         assert_eq!((proposals.view(), proposals.approved_by()), (None, Vec::new()));
         let over = proposals.check(Some(&id), None, Timestamp(3000)).expect_err("over").to_string();
         assert!(over.starts_with(&format!("proposal {id} is withdrawn")), "{over}");
         assert_eq!(Proposals::open("orders", journal).view(), None, "also after a restart");
-        proposals.ask("b", "bob", None, minute, Timestamp(4000)).expect("written");
-        assert_eq!(proposals.approve("bob", 2, Timestamp(4000)), Ok(None), "hers was for another one");
+        proposals.ask("b", &"bob".into(), None, minute, Timestamp(4000)).expect("written");
+        assert_eq!(
+            proposals.approve(&"bob".into(), 2, Timestamp(4000)),
+            Ok(None),
+            "hers was for another one"
+        );
+    }
+
+    #[test]
+    fn a_person_counts_once_by_whatever_name() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let journal = Arc::new(Journal::open(directory.path()).expect("open"));
+        let minute = Duration::from_secs(60);
+        let person = |name: &str| Person { name: name.into(), id: "s-1".into() };
+        let (named, bare) = (person("ann (s-1)"), person("s-1"));
+        let mut proposals = Proposals::open("orders", journal.clone());
+        proposals.ask("b", &named, None, minute, Timestamp(1000)).expect("written");
+        for mut proposals in [proposals, Proposals::open("orders", journal)] {
+            assert_eq!(proposals.approve(&bare, 2, Timestamp(1500)), Ok(None), "by another name");
+            assert_eq!(proposals.ask("b", &bare, None, minute, Timestamp(1600)), Ok(()));
+            assert_eq!(proposals.approved_by(), ["ann (s-1)"]);
+        }
     }
 
     #[test]
@@ -346,8 +392,9 @@ mod tests {
         let journal = Arc::new(Journal::open(directory.path()).expect("open"));
         let mut proposals = Proposals::open("orders", journal.clone());
         let minute = Duration::from_secs(60);
-        let approve =
-            |proposals: &mut Proposals, by: &str, needed| proposals.approve(by, needed, Timestamp(2000));
+        let approve = |proposals: &mut Proposals, by: &str, needed| {
+            proposals.approve(&by.into(), needed, Timestamp(2000))
+        };
         proposals.follow(&report(Verdict::Propose { to: "b".into() }), minute, Timestamp(1000));
         assert_eq!(approve(&mut proposals, "ann", 1), Ok(Some(vec!["ann".into()])), "it was the score's");
         assert_eq!(proposals.approved_by(), Vec::<String>::new(), "and may be refused yet");

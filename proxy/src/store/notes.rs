@@ -31,6 +31,7 @@ CREATE TABLE IF NOT EXISTS approval (
   person TEXT NOT NULL,
   at_ms INTEGER NOT NULL,
   asked INTEGER NOT NULL,
+  id TEXT,
   PRIMARY KEY (proposal, person)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS retirement (
@@ -98,6 +99,9 @@ const ONE_OF_A_SCOPE: &str = "SELECT count(*) = 1 FROM pragma_table_info('freeze
 const WITHOUT_GENERATION: &str =
     "SELECT count(*) = 0 FROM pragma_table_info('placed') WHERE name = 'generation'";
 
+/// Nor what tells people apart who approve a move.
+const WITHOUT_ID: &str = "SELECT count(*) = 0 FROM pragma_table_info('approval') WHERE name = 'id'";
+
 /// The tables, also in a store that an earlier program made.
 pub(super) fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
     connection.execute_batch(SCHEMA)?;
@@ -113,6 +117,9 @@ pub(super) fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
     }
     if connection.query_row(WITHOUT_GENERATION, [], |row| row.get(0))? {
         connection.execute_batch("ALTER TABLE placed ADD COLUMN generation INTEGER NOT NULL DEFAULT 0")?;
+    }
+    if connection.query_row(WITHOUT_ID, [], |row| row.get(0))? {
+        connection.execute_batch("ALTER TABLE approval ADD COLUMN id TEXT")?;
     }
     Ok(())
 }
@@ -138,8 +145,10 @@ pub struct FreezeRow {
 /// A person who wants a proposed move.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApprovalRow {
-    /// Who.
+    /// Who, as it is shown.
     pub person: String,
+    /// What tells them apart; none: an earlier program kept only the name.
+    pub id: Option<String>,
     /// When.
     pub at: Timestamp,
     /// It was this person who asked for the move, not the score.
@@ -282,8 +291,8 @@ impl Journal {
     /// A person wants a proposed move; once more changes nothing.
     pub fn approve_proposal(&self, id: &str, approval: &ApprovalRow) -> Result<(), StoreError> {
         self.note(
-            "INSERT OR IGNORE INTO approval (proposal, person, at_ms, asked) VALUES (?, ?, ?, ?)",
-            params![id, approval.person, approval.at.0, approval.asked],
+            "INSERT OR IGNORE INTO approval (proposal, person, at_ms, asked, id) VALUES (?, ?, ?, ?, ?)",
+            params![id, approval.person, approval.at.0, approval.asked, approval.id],
         )
         .map(drop)
     }
@@ -293,10 +302,15 @@ impl Journal {
         let read = || {
             let connection = self.connection();
             let mut statement = connection.prepare_cached(
-                "SELECT person, at_ms, asked FROM approval WHERE proposal = ? ORDER BY at_ms, rowid",
+                "SELECT person, at_ms, asked, id FROM approval WHERE proposal = ? ORDER BY at_ms, rowid",
             )?;
             let rows = statement.query_map(params![id], |row| {
-                Ok(ApprovalRow { person: row.get(0)?, at: Timestamp(row.get(1)?), asked: row.get(2)? })
+                Ok(ApprovalRow {
+                    person: row.get(0)?,
+                    id: row.get(3)?,
+                    at: Timestamp(row.get(1)?),
+                    asked: row.get(2)?,
+                })
             })?;
             rows.collect::<rusqlite::Result<Vec<_>>>()
         };
@@ -572,8 +586,8 @@ mod tests {
             journal.freeze(&freeze).expect("replace");
             journal.propose(&proposal).expect("write");
             for (person, at) in [("bob", 8), ("ann", 9), ("bob", 10)] {
-                let approval =
-                    ApprovalRow { person: person.into(), at: Timestamp(at), asked: person == "bob" };
+                let (at, asked) = (Timestamp(at), person == "bob");
+                let approval = ApprovalRow { person: person.into(), id: Some(person.into()), at, asked };
                 journal.approve_proposal("p1", &approval).expect("write");
             }
             journal.write_ledger("m1", &worth).expect("write");
@@ -592,6 +606,31 @@ mod tests {
         assert_eq!(journal.ledger("m1").expect("read"), Some(worth));
         assert!(journal.unfreeze("orders").expect("write"));
         assert!(!journal.unfreeze("orders").expect("write"));
+    }
+
+    #[test]
+    fn approvals_that_an_earlier_program_kept_by_name_alone_are_read() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let old = "DROP TABLE approval;
+            CREATE TABLE approval (proposal TEXT NOT NULL, person TEXT NOT NULL, at_ms INTEGER NOT NULL, asked INTEGER NOT NULL,
+              PRIMARY KEY (proposal, person)) STRICT;
+            INSERT INTO approval VALUES ('p1', 'ann', 5, 1)";
+        {
+            let journal = Journal::open(directory.path()).expect("open");
+            journal.connection().execute_batch(old).expect("as it was");
+        }
+        let row = |person: &str, id: Option<&str>, at, asked| ApprovalRow {
+            person: person.into(),
+            id: id.map(str::to_owned),
+            at: Timestamp(at),
+            asked,
+        };
+        for _ in 0..2 {
+            let journal = Journal::open(directory.path()).expect("open again");
+            journal.approve_proposal("p1", &row("bob", Some("s-2"), 6, false)).expect("write");
+            let rows = journal.approvals("p1").expect("read");
+            assert_eq!(rows, [row("ann", None, 5, true), row("bob", Some("s-2"), 6, false)]);
+        }
     }
 
     #[test]

@@ -113,6 +113,8 @@ impl TokenView {
     pub fn caller(&self, via: Via) -> Caller {
         Caller {
             name: self.name.clone(),
+            person: self.name.clone(),
+            id: Some(self.id.clone()),
             role: self.role,
             scope: self.resources.clone().map_or(Scope::All, Scope::Resources),
             via,

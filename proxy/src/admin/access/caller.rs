@@ -109,6 +109,10 @@ pub enum Via {
 pub struct Caller {
     /// For the history and the audit.
     pub name: String,
+    /// What tells people apart: the issuer's subject, whatever else its tokens say; otherwise the name.
+    pub person: String,
+    /// The token's id, the certificate's name or the subject; none: nobody proved who asks.
+    pub id: Option<String>,
     /// What it may do.
     pub role: Role,
     /// To which resources.
@@ -124,12 +128,8 @@ impl Caller {
     /// Somebody on this machine, where the listener asks nobody: by the name it gives, if any.
     pub(super) fn open(named: Option<&str>) -> Self {
         let name = named.filter(|name| !name.is_empty()).unwrap_or("api");
-        Self {
-            name: name.chars().take(Self::NAME).collect(),
-            role: Role::Admin,
-            scope: Scope::All,
-            via: Via::Open,
-        }
+        let name: String = name.chars().take(Self::NAME).collect();
+        Self { person: name.clone(), name, id: None, role: Role::Admin, scope: Scope::All, via: Via::Open }
     }
 
     /// Whether it may do this.
@@ -150,6 +150,8 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
         Ok(parts.extensions.get::<Self>().cloned().unwrap_or_else(|| Self {
             name: String::new(),
+            person: String::new(),
+            id: None,
             role: Role::Viewer,
             scope: Scope::Resources(BTreeSet::new()),
             via: Via::Open,

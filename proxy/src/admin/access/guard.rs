@@ -119,7 +119,9 @@ impl Guard {
         request: &Request,
     ) -> Result<Caller, Problem> {
         let changes = !request.method().is_safe();
-        if let Err(wait) = self.rate.take(&caller.name, changes, crate::clock::monotonic()) {
+        let refused =
+            |what: &str| recorded::refused(&self.audit, &caller, resource.map(str::to_owned), request, what);
+        if let Err(wait) = self.rate.take(&caller.person, changes, crate::clock::monotonic()) {
             let seconds = wait.as_secs() + 1;
             let what = format!("{} asks too often: again in {seconds} s", caller.name);
             return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate", what));

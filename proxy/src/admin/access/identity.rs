@@ -71,7 +71,8 @@ impl Identities {
         }
         if let Some(rule) = peer.and_then(|peer| self.clients.iter().find(|rule| peer.is(&rule.name))) {
             let (name, role, scope) = (rule.name.clone(), rule.role, rule.scope.clone());
-            return Ok(Caller { name, role, scope, via: Via::Certificate });
+            let (person, id) = (name.clone(), Some(name.clone()));
+            return Ok(Caller { name, person, id, role, scope, via: Via::Certificate });
         }
         if session::shown(headers).is_some() {
             match self.session(headers)? {

@@ -281,7 +281,8 @@ fn a_probe_names_what_its_caller_may_read() {
     };
     let asked = |scope: Option<Scope>| {
         let views = [("billing", view("idle", &["no shadow"])), ("orders", view("shadowing", &[]))];
-        let caller = |scope| Caller { name: "ann".into(), role: Role::Viewer, scope, via: Via::Token };
+        let (name, person) = ("ann".to_owned(), "ann".to_owned());
+        let caller = |scope| Caller { name, person, id: None, role: Role::Viewer, scope, via: Via::Token };
         readiness(views.into_iter(), scope.map(caller).as_ref(), false)
     };
     let orders = Scope::Resources(["orders".to_owned()].into());

@@ -4,26 +4,27 @@ use migration::cutover::{Refused, Trigger, step};
 
 use super::{Machine, denied};
 use crate::clock;
+use crate::controller::proposals::Person;
 use crate::controller::{ApprovalView, Denied, Plan};
 
 impl Machine {
     /// A person asks for a move: it begins, or waits for the others that the policy wants.
-    pub(super) fn ask(&mut self, to: Option<&str>, by: &str) -> Result<Plan, Denied> {
+    pub(super) fn ask(&mut self, to: Option<&str>, by: &Person) -> Result<Plan, Denied> {
         // What was ordered since the last decision, such as a freeze, counts.
         self.decide();
         let policy = self.hands.policy();
         if policy.approvals <= 1 {
-            return self.migrate(to, by, false);
+            return self.migrate(to, &by.name, false);
         }
-        let plan = self.migrate(to, by, true)?;
-        self.could_begin(&plan.to, by)?;
+        let plan = self.migrate(to, &by.name, true)?;
+        self.could_begin(&plan.to, &by.name)?;
         let report = self.decision.as_ref().map(|(report, _)| report);
         self.proposals.ask(&plan.to, by, report, policy.proposal_expires, clock::now())?;
         self.begin_if_approved(by)
     }
 
     /// A proposal that still holds becomes a migration once enough people want it.
-    pub(super) fn approve(&mut self, id: Option<&str>, by: &str) -> Result<Plan, Denied> {
+    pub(super) fn approve(&mut self, id: Option<&str>, by: &Person) -> Result<Plan, Denied> {
         self.decide();
         let report = self.decision.as_ref().map(|(report, _)| report);
         self.proposals.check(id, report, clock::now())?;
@@ -49,15 +50,15 @@ impl Machine {
         self.may_begin(next)
     }
 
-    fn begin_if_approved(&mut self, by: &str) -> Result<Plan, Denied> {
+    fn begin_if_approved(&mut self, by: &Person) -> Result<Plan, Denied> {
         let needed = self.hands.policy().approvals;
         let Some(proposal) = self.proposals.view() else {
             return Err(Denied::Conflict("no proposal is open".into()));
         };
         // A move that is refused leaves the proposal as it was: nobody's word counts later that was refused now.
-        self.could_begin(&proposal.to, by)?;
+        self.could_begin(&proposal.to, &by.name)?;
         let Some(people) = self.proposals.approve(by, needed, clock::now())? else {
-            let mut plan = self.migrate(Some(&proposal.to), by, true)?;
+            let mut plan = self.migrate(Some(&proposal.to), &by.name, true)?;
             let approved_by = self.proposals.approved_by();
             plan.approval = Some(ApprovalView { proposal: proposal.id, approved_by, needed });
             self.publish();

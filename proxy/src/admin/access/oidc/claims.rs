@@ -21,6 +21,8 @@ const GROUPS: usize = 2000;
 pub(super) struct Subject {
     /// The subject, behind a name that people know if the rules name a claim with one.
     pub(super) name: String,
+    /// The subject alone: the same in each of this person's tokens, whatever claims they have.
+    pub(super) id: String,
     /// When the token ends.
     pub(super) ends: Timestamp,
 }
@@ -68,7 +70,7 @@ pub(super) fn check(
         Some(name) => format!("{name} ({subject})"),
         None => subject.to_owned(),
     };
-    Ok((Subject { name, ends }, claims))
+    Ok((Subject { name, id: subject.to_owned(), ends }, claims))
 }
 
 /// What the groups of the claims give: the strongest role of any, for the resources of all that give this one.
@@ -189,7 +191,7 @@ mod tests {
     #[test]
     fn a_good_one_names_its_subject() {
         let subject = with(&[]).expect("good");
-        assert_eq!(subject, Subject { name: "s-1".into(), ends: Timestamp(1_000_600_000) });
+        assert_eq!(subject, Subject { name: "s-1".into(), id: "s-1".into(), ends: Timestamp(1_000_600_000) });
         let named = OidcRules { name: Some("email".into()), ..rules() };
         assert_eq!(verdict(&named, &[]).expect("good").name, "ann@example.com (s-1)");
         assert_eq!(verdict(&named, &[("email", json!("a\nb"))]).expect("good").name, "s-1");

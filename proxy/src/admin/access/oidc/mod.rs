@@ -144,7 +144,8 @@ impl Oidc {
         let (subject, claims) = claims::check(&self.rules, &jws.payload, now)?;
         let (role, scope) = claims::grant(&self.rules, &claims)
             .ok_or_else(|| Rejected::NoRole { name: subject.name.clone() })?;
-        let caller = Caller { name: subject.name, role, scope, via: Via::Oidc };
+        let (person, id) = (subject.id.clone(), Some(subject.id));
+        let caller = Caller { name: subject.name, person, id, role, scope, via: Via::Oidc };
         Ok(Shown { caller, ends: subject.ends })
     }
 }
