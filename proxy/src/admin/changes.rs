@@ -75,7 +75,8 @@ impl From<ChangeError> for Problem {
 fn changes(state: &AdminState) -> Answer<&Arc<Changes>> {
     state.changes.as_ref().ok_or_else(|| {
         let what = "this process leads nothing that could be changed";
-        standby(state).unwrap_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "no-changes", what))
+        standby(state, None)
+            .unwrap_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "no-changes", what))
     })
 }
 
@@ -317,7 +318,7 @@ pub(super) async fn config(State(state): State<AdminState>, caller: Caller) -> A
 
 pub(super) async fn reload(State(state): State<AdminState>, caller: Caller) -> Answer<Json<Reloaded>> {
     everything(&caller, "reading the configuration anew")?;
-    if let Some(mut standby) = standby(&state) {
+    if let Some(mut standby) = standby(&state, Some(&caller)) {
         standby.detail += "; it reads its files when it leads";
         return Err(standby);
     }

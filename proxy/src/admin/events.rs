@@ -37,7 +37,7 @@ pub(super) async fn stream(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let Query(filter) = filter.map_err(query)?;
-    if let Some(standby) = lead::standby(&state) {
+    if let Some(standby) = lead::standby(&state, Some(&caller)) {
         return Err(standby);
     }
     let exists = |name: &str| state.running.resources().contains_key(name) && caller.knows(name);

@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
-use super::access::Caller;
+use super::access::{Caller, Scope};
 use super::routes::{Answer, everything, or_default};
 use super::{AdminState, Problem};
 
@@ -29,13 +29,21 @@ pub(super) struct LeadRequest {
     without_primary: bool,
 }
 
-fn view(state: &AdminState) -> LeadView {
-    let why = state.standing.as_ref().map(|standing| standing.says());
+/// Why this node does not lead, if so. It names resources, zones and what their databases said: to others than those who may read everything only
+/// who leads is told.
+fn why(state: &AdminState, caller: Option<&Caller>) -> Option<String> {
+    let standing = state.standing.as_ref()?;
+    let all = caller.is_some_and(|caller| caller.scope == Scope::All);
+    Some(if all { standing.says() } else { standing.says_to_anybody() })
+}
+
+fn view(state: &AdminState, caller: &Caller) -> LeadView {
+    let why = why(state, Some(caller));
     LeadView { leads: why.is_none(), why }
 }
 
-pub(super) async fn who(State(state): State<AdminState>) -> Json<LeadView> {
-    Json(view(&state))
+pub(super) async fn who(State(state): State<AdminState>, caller: Caller) -> Json<LeadView> {
+    Json(view(&state, &caller))
 }
 
 pub(super) async fn lead(
@@ -49,7 +57,7 @@ pub(super) async fn lead(
     let Some(standing) = &state.standing else {
         return Err(Problem::new(StatusCode::CONFLICT, "leads", "this node leads already"));
     };
-    let mut view = view(&state);
+    let mut view = view(&state, &caller);
     if without_primary {
         standing.lead_without_primary();
         let told = |why: String| {
@@ -62,14 +70,13 @@ pub(super) async fn lead(
     Ok((StatusCode::ACCEPTED, Json(view)).into_response())
 }
 
-/// What a node answers that leads nothing.
-pub(super) fn standby(state: &AdminState) -> Option<Problem> {
-    let standing = state.standing.as_ref()?;
-    let detail = format!("this node stands by: {}", standing.says());
+/// What a node answers that leads nothing; to nobody in particular: as to anybody.
+pub(super) fn standby(state: &AdminState, caller: Option<&Caller>) -> Option<Problem> {
+    let detail = format!("this node stands by: {}", why(state, caller)?);
     Some(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "standby", detail))
 }
 
 /// What is decided and kept where the lead is: a node that stands by refuses it.
-pub(super) fn leads(state: &AdminState) -> Answer<()> {
-    standby(state).map_or(Ok(()), Err)
+pub(super) fn leads(state: &AdminState, caller: &Caller) -> Answer<()> {
+    standby(state, Some(caller)).map_or(Ok(()), Err)
 }

@@ -80,7 +80,7 @@ use crate::controller::freezes::Freezes;
 use crate::feeds::external::board::FeedBoard;
 use crate::history::History;
 use crate::leading::changes::Changes;
-use crate::leading::election::Standing;
+use crate::leading::standing::Standing;
 use crate::leading::running::Running;
 use crate::store::Journal;
 

@@ -122,7 +122,7 @@ pub(super) fn routes() -> Routes {
 
 pub(super) fn find(state: &AdminState, id: &str) -> Answer<ResourceHandle> {
     let found = state.running.resources().get(id).cloned();
-    found.ok_or_else(|| lead::standby(state).unwrap_or_else(|| Problem::not_found("resource", id)))
+    found.ok_or_else(|| lead::standby(state, None).unwrap_or_else(|| Problem::not_found("resource", id)))
 }
 
 /// What is of the whole node is not for those who are let in for some resources.
@@ -149,7 +149,7 @@ async fn resources(
     caller: Caller,
 ) -> Answer<Response> {
     let Query(page) = page.map_err(query)?;
-    lead::leads(&state)?;
+    lead::leads(&state, &caller)?;
     let resources = state.running.resources();
     let limit = page.limit.clamp(1, RESOURCES_MOST) as usize;
     let (page, more) = sent::page(&resources, page.after.as_deref(), limit, |name| caller.knows(name));
@@ -278,7 +278,7 @@ async fn history(
     caller: Caller,
 ) -> Answer<Json<Vec<MigrationView>>> {
     let Query(page) = page.map_err(query)?;
-    lead::leads(&state)?;
+    lead::leads(&state, &caller)?;
     let (journal, limit) = (&state.journal, page.limit.min(1000));
     let runs = match (&page.resource, &caller.scope) {
         (Some(name), _) if !caller.knows(name) => Ok(Vec::new()),
@@ -428,7 +428,7 @@ fn lift(state: &AdminState, resource: Option<&str>, caller: &Caller) -> Answer<J
 }
 
 async fn freezes(State(state): State<AdminState>, caller: Caller) -> Answer<Json<Vec<FreezeView>>> {
-    lead::leads(&state)?;
+    lead::leads(&state, &caller)?;
     Ok(Json(shown(&state, &caller)))
 }
 
@@ -457,13 +457,13 @@ async fn freeze_all(
     body: Result<Json<FreezeRequest>, JsonRejection>,
 ) -> Answer<Json<Vec<FreezeView>>> {
     everything(&caller, "a freeze of everything")?;
-    lead::leads(&state)?;
+    lead::leads(&state, &caller)?;
     order(&state, EVERY_RESOURCE, &caller, body)
 }
 
 async fn unfreeze_all(State(state): State<AdminState>, caller: Caller) -> Answer<Json<Vec<FreezeView>>> {
     everything(&caller, "a freeze of everything")?;
-    lead::leads(&state)?;
+    lead::leads(&state, &caller)?;
     lift(&state, None, &caller)
 }
 
@@ -650,9 +650,6 @@ async fn ready(
     headers: HeaderMap,
     uri: Uri,
 ) -> Response {
-    if let Some(standby) = lead::standby(&state) {
-        return (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", standby.detail)).into_response();
-    }
     let verbose = uri.query().is_some_and(|query| query.split('&').any(|key| key == "verbose"));
     let caller = if verbose {
         let peer = peer.map(|Extension(ConnectInfo(peer))| peer);
@@ -660,6 +657,9 @@ async fn ready(
     } else {
         None
     };
+    if let Some(standby) = lead::standby(&state, caller.as_ref()) {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", standby.detail)).into_response();
+    }
     let resources = state.running.resources();
     let views = resources.iter().map(|(name, handle)| (name.as_str(), handle.view.load_full()));
     let leads = uri.query().is_some_and(|query| query.split('&').any(|key| key == "leads"));

@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
 use super::holder;
+use super::standing::{Standing, Why};
 use crate::causes::chain;
 use crate::clock;
 use crate::config::model::Config;
@@ -39,47 +40,6 @@ const WORTH_EVERY: Duration = Duration::from_mins(1);
 
 /// What is said of another node that the databases know by the same id.
 const COPIED: &str = "it has this node's holder id: one state directory is a copy of the other, or this node had that name before";
-
-/// What a node that stands by says, and what it may be told.
-pub struct Standing {
-    says: watch::Sender<String>,
-    without_primary: watch::Sender<bool>,
-}
-
-impl Default for Standing {
-    fn default() -> Self {
-        Self { says: watch::Sender::new("starts".into()), without_primary: watch::Sender::new(false) }
-    }
-}
-
-impl Standing {
-    /// Why it does not lead.
-    pub fn says(&self) -> String {
-        self.says.borrow().clone()
-    }
-
-    /// Waits until there is another one that leads, or may.
-    pub async fn stands_by(&self) {
-        // Its sender is here.
-        let _ = self.says.subscribe().changed().await;
-    }
-
-    /// From now on it leads although no primary's database answers, unless another node does.
-    pub fn lead_without_primary(&self) {
-        self.without_primary.send_replace(true);
-    }
-
-    fn say(&self, what: &str) {
-        self.says.send_if_modified(|said| {
-            let news = said != what;
-            if news {
-                tracing::info!(why = what, "stands by");
-                what.clone_into(said);
-            }
-            news
-        });
-    }
-}
 
 /// One database's lease.
 struct Seat {
@@ -205,14 +165,14 @@ impl Election {
 
     /// Waits until this node leads, and has what the one before left.
     pub async fn stand(&mut self, standing: &Standing, estate: &dyn Estate) {
-        let mut told = standing.without_primary.subscribe();
+        let mut told = standing.told();
         // Where nobody could be asked: a leader that could not either renews its lease first.
         let mut not_before = clock::monotonic();
         loop {
             let without_primary = *told.borrow_and_update();
             match self.try_to_lead(without_primary, &mut not_before, estate).await {
                 Ok(()) => return,
-                Err(why) => standing.say(&why),
+                Err(why) => standing.say(why),
             }
             // What it is told, it does at once.
             let _ = tokio::time::timeout(looks_after(self.me.within), told.changed()).await;
@@ -225,7 +185,7 @@ impl Election {
         without_primary: bool,
         not_before: &mut Instant,
         estate: &dyn Estate,
-    ) -> Result<(), String> {
+    ) -> Result<(), Why> {
         let before = self.copied();
         let verdicts = self.look().await;
         // Only who lives renews it: this node may have had that name before.
@@ -239,7 +199,7 @@ impl Election {
             _ => None,
         }) {
             tracing::debug!(node, left = left.as_secs_f64(), "another node leads");
-            return Err(format!("node {node} leads"));
+            return Err(Why::Led(node.clone()));
         }
         let unknown = verdicts.iter().find_map(|(resource, verdict)| match verdict {
             Verdict::Unknown(why) => Some(format!("nobody knows who leads {resource}: {why}")),
@@ -247,11 +207,12 @@ impl Election {
         });
         if let Some(why) = unknown.filter(|_| !without_primary) {
             *not_before = clock::monotonic() + self.me.within / RENEWALS * 2;
-            return Err(why);
+            return Err(why.into());
         }
         let mine = verdicts.iter().all(|(_, verdict)| *verdict == Verdict::Mine);
         if !mine && clock::monotonic() < *not_before {
-            return Err("the databases are there again: the node that led may renew its lease".into());
+            let why = "the databases are there again: the node that led may renew its lease";
+            return Err(why.to_owned().into());
         }
         self.inherit(estate).await?;
         let taken = self.take().await;
@@ -266,7 +227,7 @@ impl Election {
         }
         self.resign().await;
         taken.map_err(|why| format!("the lease cannot be taken: {why}"))?;
-        Err("another node was faster".into())
+        Err("another node was faster".to_owned().into())
     }
 
     /// The leases that another one has by this node's id, and for how long yet.

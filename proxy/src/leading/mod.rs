@@ -15,6 +15,7 @@ mod probing;
 mod remembered;
 mod renamed;
 pub mod running;
+pub mod standing;
 pub mod successor;
 pub mod taken_out;
 #[cfg(test)]

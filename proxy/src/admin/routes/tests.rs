@@ -18,6 +18,7 @@ use crate::controller::view::GateView;
 use crate::feeds::external::board::FeedBoard;
 use crate::history::{History, Retention};
 use crate::leading::running::Running;
+use crate::leading::standing::{Standing, Why};
 use crate::store::{Journal, NewToken, Tokens};
 
 mod oidc;
@@ -349,6 +350,38 @@ async fn who_stands_by_decides_nothing() {
     let (status, told) = answered("/api/v1/lead", "{\"without_primary\":true}").await;
     let why = told["why"].as_str().expect("why");
     assert!(status == 202 && why.starts_with("it was told to lead all the same, "), "{status} {why}");
+}
+
+#[tokio::test]
+async fn who_stands_by_tells_anybody_no_more_than_who_leads() {
+    let mut api = Api::new(true);
+    let standing = Arc::new(Standing::default());
+    api.router =
+        router(AdminState { standing: Some(standing.clone()), ..api.state.clone() }, TaskTracker::new());
+    let why = "nobody knows who leads orders: here does not answer: password authentication failed";
+    let (all, some) = (api.token(Role::Viewer, &[]), api.token(Role::Admin, &["billing"]));
+    let told = async |path: &str, token: Option<&String>| {
+        let bearer = token.map(|token| format!("Bearer {token}"));
+        let with: Vec<_> = bearer.iter().map(|value| ("authorization", value.as_str())).collect();
+        let (_, response) = api.ask(&Method::GET, path, &with, "").await;
+        let body = response.into_body().collect().await.expect("a body").to_bytes();
+        String::from_utf8_lossy(&body).into_owned()
+    };
+    let leads = Why::Led("one on a".into());
+    for (said, brief) in
+        [(why.to_owned().into(), "it is not known who leads"), (leads, "node one on a leads")]
+    {
+        standing.say(said);
+        let whole = standing.says();
+        for path in ["/readyz", "/readyz?verbose"] {
+            assert_eq!(told(path, None).await, format!("this node stands by: {brief}\n"), "{path}");
+        }
+        for path in ["/readyz?verbose", "/api/v1/lead", "/api/v1/resources", "/api/v1/resources/billing"] {
+            let text = told(path, Some(&some)).await;
+            assert!(text.contains(brief), "{path}: {text}");
+            assert!(path.ends_with("billing") || told(path, Some(&all)).await.contains(&whole), "{path}");
+        }
+    }
 }
 
 #[tokio::test]
