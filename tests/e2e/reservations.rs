@@ -65,6 +65,8 @@ async fn a_resource_is_reserved_changed_and_dropped_by_the_api() -> Result<()> {
     let error =
         client.call_with(Method::POST, "/api/v1/resources", Some(&another), &key).await.expect_err("refused");
     ensure!(problem(&error)?.status == 409, "{error:#}");
+    let dry = client.call_with(Method::POST, "/api/v1/resources?dry_run=true", Some(&spec), &key).await;
+    ensure!(problem(&dry.expect_err("another request"))?.status == 409, "a dry run is told of a reservation");
     until(&mut node, &client, "cart", "the shadow is ready", movable).await?;
     let load = load(&fleet.playground, 50.0, "cart");
     until(&mut node, &client, "cart", "the new front answers", |_| load.snapshot().acknowledged > 10).await?;
@@ -125,7 +127,9 @@ async fn a_resource_is_reserved_changed_and_dropped_by_the_api() -> Result<()> {
     // Once more, and dropped by the node that it joined: its listener closes.
     let mut spec = spec;
     spec["fronts"]["postgres"]["listen"] = format!("127.0.0.1:{}", ports[3]).into();
-    client.send("/api/v1/resources", &spec).await?;
+    // By the key of the first time: what that was answered went with the resource.
+    let (_, headers) = client.call_with(Method::POST, "/api/v1/resources", Some(&spec), &key).await?;
+    ensure!(!headers.contains_key("idempotent-replayed"), "{headers:?}");
     until(&mut node, &client, "cart", "it is there again", |view| view.phase != "idle").await?;
     let session_again = session(ports[3]).await?;
     ensure!(count(&session_again).await? > 0, "its database is reached through it");

@@ -8,6 +8,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use migration::units::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -103,12 +104,13 @@ pub(super) async fn reserve(
     let key = key(&headers)?;
     let changes = changes(&state)?;
     let _turn = state.answers.lock().await;
-    let digest = hex(&Sha256::digest(&bytes));
+    let digest = digest(&bytes, dry_run);
+    let since = Timestamp(clock::now().0.saturating_sub(KEPT.as_millis() as u64));
     if let Some(key) = &key
-        && let Some(kept) = state.journal.answered(&caller.name, key).map_err(Problem::from)?
+        && let Some(kept) = state.journal.answered(&caller.person, key, since).map_err(Problem::from)?
     {
         if kept.request != digest {
-            let what = "this Idempotency-Key was used for another body";
+            let what = "this Idempotency-Key was used for another request";
             return Err(Problem::new(StatusCode::CONFLICT, "idempotency-key", what));
         }
         return Ok(again(kept));
@@ -122,26 +124,34 @@ pub(super) async fn reserve(
     if dry_run {
         return Ok(Json(reservation).into_response());
     }
-    let location = format!("/api/v1/resources/{name}");
+    let location = location(&name);
     let answer = serde_json::to_string(&reservation).map_err(|error| Problem::no_answer(&error))?;
     let row = AnsweredRow {
         key: key.clone().unwrap_or_default(),
-        who: caller.name,
+        who: caller.person,
         request: digest,
         status: StatusCode::CREATED.as_u16(),
         location: Some(location),
         answer,
         at: clock::now(),
     };
-    if key.is_some() {
-        let until = migration::units::Timestamp(row.at.0.saturating_sub(KEPT.as_millis() as u64));
-        if let Err(error) = state.journal.answer(&row, until) {
-            tracing::warn!(%error, "an answer is not kept under its key");
-        }
+    if key.is_some()
+        && let Err(error) = state.journal.answer(&row, since)
+    {
+        tracing::warn!(%error, "an answer is not kept under its key");
     }
     let mut response = again(row);
     response.headers_mut().remove("idempotent-replayed");
     Ok(response)
+}
+
+/// Names a request, but for its caller and its key.
+fn digest(body: &[u8], dry_run: bool) -> String {
+    hex(&Sha256::digest(body)) + if dry_run { " dry_run" } else { "" }
+}
+
+fn location(name: &str) -> String {
+    format!("/api/v1/resources/{name}")
 }
 
 fn key(headers: &HeaderMap) -> Answer<Option<String>> {
@@ -176,7 +186,12 @@ pub(super) async fn release(
     caller: Caller,
 ) -> Answer<StatusCode> {
     everything(&caller, "the end of a reservation")?;
-    changes(&state)?.release(&id).await?;
+    let changes = changes(&state)?;
+    let _turn = state.answers.lock().await;
+    changes.release(&id).await?;
+    if let Err(error) = state.journal.forget_answers(&location(&id)) {
+        tracing::warn!(%error, resource = id, "its reservation is still answered under its key");
+    }
     Ok(StatusCode::NO_CONTENT)
 }
 

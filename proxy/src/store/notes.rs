@@ -469,14 +469,25 @@ impl Journal {
         .map(drop)
     }
 
-    /// The answer that was given to this caller under this key.
-    pub fn answered(&self, who: &str, key: &str) -> Result<Option<AnsweredRow>, StoreError> {
+    /// The resource at this path is gone: what was answered of it is not answered again.
+    pub fn forget_answers(&self, location: &str) -> Result<(), StoreError> {
+        self.note("DELETE FROM answered_to WHERE location = ?", [location]).map(drop)
+    }
+
+    /// The answer that was given to this caller under this key, not before `since`.
+    pub fn answered(
+        &self,
+        who: &str,
+        key: &str,
+        since: Timestamp,
+    ) -> Result<Option<AnsweredRow>, StoreError> {
         let read = || {
             let connection = self.connection();
             let mut statement = connection.prepare_cached(
-                "SELECT key, who, request, status, location, answer, at_ms FROM answered_to WHERE key = ? AND who = ?",
+                "SELECT key, who, request, status, location, answer, at_ms FROM answered_to
+                 WHERE key = ? AND who = ? AND at_ms >= ?",
             )?;
-            let mut rows = statement.query_map([key, who], |row| {
+            let mut rows = statement.query_map(params![key, who, since.0], |row| {
                 Ok(AnsweredRow {
                     key: row.get(0)?,
                     who: row.get(1)?,
@@ -552,12 +563,34 @@ mod tests {
             journal.answer(&row(who, answer), Timestamp(0)).expect("write");
         }
         for (who, answer) in [("ann", "hers"), ("bob", "his")] {
-            assert_eq!(journal.answered(who, "k1").expect("read"), Some(row(who, answer)));
+            assert_eq!(journal.answered(who, "k1", Timestamp(5)).expect("read"), Some(row(who, answer)));
+            assert_eq!(journal.answered(who, "k1", Timestamp(6)).expect("read"), None, "its time is over");
         }
         journal
             .answer(&AnsweredRow { key: "k2".into(), ..row("ann", "later") }, Timestamp(6))
             .expect("write");
-        assert_eq!(journal.answered("bob", "k1").expect("read"), None, "its time is over");
+        assert_eq!(journal.answered("bob", "k1", Timestamp(0)).expect("read"), None, "it is forgotten");
+    }
+
+    #[test]
+    fn an_answer_goes_with_what_it_tells_of() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let journal = Journal::open(directory.path()).expect("open");
+        for name in ["cart", "cart2"] {
+            let row = AnsweredRow {
+                key: name.into(),
+                who: "ann".into(),
+                request: "digest".into(),
+                status: 201,
+                location: Some(format!("/api/v1/resources/{name}")),
+                answer: String::new(),
+                at: Timestamp(5),
+            };
+            journal.answer(&row, Timestamp(0)).expect("write");
+        }
+        journal.forget_answers("/api/v1/resources/cart").expect("write");
+        let kept = |key| journal.answered("ann", key, Timestamp(0)).expect("read").is_some();
+        assert_eq!((kept("cart"), kept("cart2")), (false, true));
     }
 
     #[test]
