@@ -19,8 +19,10 @@ use crate::store::{Rejected, TokenView, Tokens};
 
 /// The name of the caller where nobody has to prove it.
 const OPERATOR: HeaderName = HeaderName::from_static("x-godwit-operator");
-/// Wrong tokens of one address within [`WINDOW`], before it must wait.
+/// Wrong tokens of one address within [`WINDOW`], before more of them get 429. Right ones go on counting: others may have that address, too.
 const MOST_WRONG: u32 = 20;
+/// And before its tokens of the issuer are not looked at any more: each costs checking a signature.
+const MOST_CHECKED: u32 = 1000;
 const WINDOW: Duration = Duration::from_secs(60);
 /// Addresses that are counted at once; beyond that nobody new is counted until a window ends.
 const COUNTED: usize = 10_000;
@@ -57,7 +59,7 @@ impl Identities {
         &self.tokens
     }
 
-    /// Who sent this; 401 where that must be known and is not, 429 for an address that guesses. May ask the issuer for its keys.
+    /// Who sent this; 401 where that must be known and is not, 429 for a wrong token of an address that guesses. May ask the issuer for its keys.
     pub(in crate::admin) async fn caller(
         &self,
         headers: &HeaderMap,
@@ -127,11 +129,9 @@ impl Identities {
     async fn token(&self, token: &str, peer: Option<&Peer>) -> Result<Known, Problem> {
         let now = clock::now();
         let address = peer.map(|peer| peer.address.ip());
-        if address.is_some_and(|address| self.guesses(address, now)) {
-            let what = "too many wrong tokens from this address: wait a minute";
-            return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "guessing", what));
-        }
+        let wrong = address.map_or(0, |address| self.wrong(address, now));
         let (guess, problem) = match &self.oidc {
+            Some(_) if Oidc::knows(token) && wrong >= MOST_CHECKED => return Err(guessing()),
             Some(oidc) if Oidc::knows(token) => match oidc.shown(token).await {
                 Ok(shown) => return Ok(Known::Issued(shown)),
                 Err(rejected) => (rejected.is_guess(), refused(&rejected)),
@@ -144,12 +144,13 @@ impl Identities {
         if let Some(address) = address.filter(|_| guess) {
             self.count_wrong(address, now);
         }
-        Err(problem)
+        Err(if guess && wrong >= MOST_WRONG { guessing() } else { problem })
     }
 
-    fn guesses(&self, address: IpAddr, now: Timestamp) -> bool {
+    /// Wrong tokens of this address within the window.
+    fn wrong(&self, address: IpAddr, now: Timestamp) -> u32 {
         let wrong = lock(&self.wrong);
-        wrong.get(&address).is_some_and(|(since, times)| now.since(*since) < WINDOW && *times >= MOST_WRONG)
+        wrong.get(&address).filter(|(since, _)| now.since(*since) < WINDOW).map_or(0, |(_, times)| *times)
     }
 
     fn count_wrong(&self, address: IpAddr, now: Timestamp) {
@@ -164,7 +165,7 @@ impl Identities {
         if now.since(*since) >= WINDOW {
             (*since, *times) = (now, 0);
         }
-        *times += 1;
+        *times = times.saturating_add(1);
     }
 }
 
@@ -200,6 +201,11 @@ fn refused(rejected: &oidc::Rejected) -> Problem {
         oidc::Rejected::Unavailable(_) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "issuer", what),
         _ => unauthorized(&what),
     }
+}
+
+fn guessing() -> Problem {
+    let what = "too many wrong tokens from this address: wait a minute";
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, "guessing", what)
 }
 
 fn unauthorized(what: &str) -> Problem {

@@ -56,7 +56,8 @@ impl Cache {
             }
             return match (may_ask, &self.failed) {
                 (true, _) => Plan::Ask,
-                (false, None) => Plan::Refuse(Rejected::KeyUnknown),
+                (false, None) if asked => Plan::Refuse(Rejected::KeyUnknown),
+                (false, None) => Plan::Refuse(Rejected::KeyUnseen),
                 // It may be a new key: only the issuer could say.
                 (false, Some(why)) => Plan::Refuse(Rejected::Unavailable(why.clone())),
             };

@@ -40,6 +40,9 @@ pub enum Rejected {
     /// The issuer has no such key.
     #[error("the token's key is not one of the issuer's")]
     KeyUnknown,
+    /// The issuer had no such key a moment ago, and is not asked again yet.
+    #[error("the token's key is not one of the issuer's that are known here: a new one is within seconds")]
+    KeyUnseen,
     /// The key did not sign this.
     #[error("the token's signature is wrong")]
     Signature,
@@ -78,7 +81,7 @@ impl Rejected {
         match self {
             Self::Malformed(_) => "malformed",
             Self::Algorithm => "algorithm",
-            Self::KeyUnknown => "key_unknown",
+            Self::KeyUnknown | Self::KeyUnseen => "key_unknown",
             Self::Signature => "signature",
             Self::Issuer => "issuer",
             Self::Audience => "audience",
@@ -91,7 +94,8 @@ impl Rejected {
         }
     }
 
-    /// Whether it looks like somebody trying: nobody has such a token by honest means.
+    /// Whether it looks like somebody trying: nobody has such a token by honest means. With a key that the issuer has changed to just
+    /// now everybody does.
     pub fn is_guess(&self) -> bool {
         matches!(self, Self::Malformed(_) | Self::Algorithm | Self::KeyUnknown | Self::Signature)
     }

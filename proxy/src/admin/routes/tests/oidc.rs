@@ -98,7 +98,7 @@ async fn a_session_ends_with_the_token_that_opened_it() {
 }
 
 #[tokio::test]
-async fn who_tries_keys_has_to_wait_and_nobody_else() {
+async fn who_tries_tokens_has_to_wait_and_nobody_else_at_that_address() {
     let signer = Signer::ed("k");
     let issuer = Issuer::start(&[&signer]).await;
     let api = Api::with(true, false, Some(issuer.oidc(TIMES)));
@@ -112,6 +112,7 @@ async fn who_tries_keys_has_to_wait_and_nobody_else() {
         api.router.clone().oneshot(request).await.expect("infallible").status().as_u16()
     };
     let (good, forged) = (signer.sign(&claims), Signer::ed("k").sign(&claims));
+    let own = api.token(Role::Viewer, &[]);
     let mut expired = claims.clone();
     expired["exp"] = 1.into();
     let expired = signer.sign(&expired);
@@ -121,6 +122,56 @@ async fn who_tries_keys_has_to_wait_and_nobody_else() {
     for turn in 0..20 {
         assert_eq!(ask([10, 0, 0, 2], &forged).await, 401, "{turn}");
     }
-    assert_eq!(ask([10, 0, 0, 2], &good).await, 429);
+    for token in [forged.as_str(), "gdw_x_y"] {
+        assert_eq!(ask([10, 0, 0, 2], token).await, 429);
+    }
+    for token in [&good, &own] {
+        assert_eq!(ask([10, 0, 0, 2], token).await, 200);
+    }
+    assert_eq!(ask([10, 0, 0, 2], &expired).await, 401);
     assert_eq!(ask([10, 0, 0, 1], &good).await, 200);
+    // Each costs checking a signature: there is an end to that, for tokens of the issuer.
+    for _ in 22..1000 {
+        assert_eq!(ask([10, 0, 0, 2], &forged).await, 429);
+    }
+    assert_eq!((ask([10, 0, 0, 2], &good).await, ask([10, 0, 0, 2], &own).await), (429, 200));
+}
+
+#[tokio::test]
+async fn a_new_key_of_the_issuer_is_no_guess() {
+    let (old, new) = (Signer::ed("old"), Signer::ed("new"));
+    let issuer = Issuer::start(&[&old]).await;
+    let api = Api::with(true, false, Some(issuer.oidc(TIMES)));
+    let claims = issuer.claims(&["sre"]);
+    let (by_old, by_new) = (old.sign(&claims), new.sign(&claims));
+    let ask = async |token: &str| {
+        let request = Request::builder().uri("/api/v1/whoami").header("host", "127.0.0.1");
+        let request = request.header("authorization", format!("Bearer {token}"));
+        let peer = crate::admin::Peer::at(([10, 0, 0, 1], 1).into());
+        let request =
+            request.extension(axum::extract::ConnectInfo(peer)).body(Body::empty()).expect("a request");
+        api.router.clone().oneshot(request).await.expect("infallible").status().as_u16()
+    };
+    assert_eq!(ask(&by_old).await, 200);
+    issuer.give(&[&old, &new]);
+    for turn in 0..30 {
+        assert_eq!(ask(&by_new).await, 401, "{turn}: the issuer is not asked again yet");
+    }
+}
+
+#[tokio::test]
+async fn one_person_is_one_person_by_whatever_claims() {
+    let signer = Signer::ed("k");
+    let issuer = Issuer::start(&[&signer]).await;
+    let oidc = issuer.oidc(TIMES);
+    let named = issuer.claims(&["sre"]);
+    let mut bare = named.clone();
+    bare.as_object_mut().expect("an object").remove("email");
+    let mut seen = Vec::new();
+    for claims in [named, bare] {
+        let caller = oidc.shown(&signer.sign(&claims)).await.expect("it counts").caller;
+        assert_eq!((caller.person.as_str(), caller.id.as_deref()), ("s-1", Some("s-1")));
+        seen.push(caller.name);
+    }
+    assert_eq!(seen, ["ann@example.com (s-1)", "s-1"]);
 }
