@@ -1,5 +1,6 @@
 //! What a record says.
 
+use replicator::postgres::Dsn;
 use serde::{Deserialize, Serialize};
 
 use crate::admin::access::{Caller, Role, Via};
@@ -200,7 +201,7 @@ fn shortened(value: serde_json::Value) -> serde_json::Value {
 const SECRETS: [&str; 5] = ["token", "password", "secret", "key", "authorization"];
 const HIDDEN: &str = "(not recorded)";
 
-/// The same without the values of keys that name secrets.
+/// The same without the values of keys that name secrets, and without texts that hold a password.
 pub fn without_secrets(value: serde_json::Value) -> serde_json::Value {
     use serde_json::Value;
     match value {
@@ -209,15 +210,33 @@ pub fn without_secrets(value: serde_json::Value) -> serde_json::Value {
                 .map(|(key, value)| {
                     let name = key.to_ascii_lowercase();
                     let secret = SECRETS.iter().any(|word| name.contains(word));
-                    let hidden = secret && !value.is_null() && !is_reference(&value);
+                    let dsn = name.contains("dsn") && value.as_str().is_some_and(is_no_open_dsn);
+                    let hidden = dsn || secret && !value.is_null() && !is_reference(&value);
                     let value = if hidden { HIDDEN.into() } else { without_secrets(value) };
                     (key, value)
                 })
                 .collect(),
         ),
         Value::Array(values) => Value::Array(values.into_iter().map(without_secrets).collect()),
+        Value::String(text) if holds_password(&text) => HIDDEN.into(),
         other => other,
     }
+}
+
+/// Whether it is anything else than a connection string without a password: in one that cannot be read, one may stand anywhere.
+fn is_no_open_dsn(text: &str) -> bool {
+    !text.parse::<Dsn>().is_ok_and(|dsn| dsn.get_password().is_none())
+}
+
+/// Whether a password stands in it as in a URL (`://user:…@`) or a connection string (`password=…`).
+fn holds_password(text: &str) -> bool {
+    let in_url = |rest: &str| {
+        let place = rest.split(char::is_whitespace).next().unwrap_or_default();
+        place.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'))
+    };
+    let lower = text.to_ascii_lowercase();
+    text.split("://").skip(1).any(in_url)
+        || lower.split("password").skip(1).any(|rest| rest.trim_start().starts_with('='))
 }
 
 /// `{file: PATH}` or `{env: NAME}`: where a secret is, which says what the node was asked to use.

@@ -416,4 +416,24 @@ fn secrets_are_left_out() {
         super::entry::without_secrets(body).to_string(),
         r#"{"key":null,"keys":"(not recorded)","list":[{"dbPassword":"(not recorded)","n":1}],"name":"ci","password":{"file":"/etc/shadow"},"secret":{"env":"HOME"},"token":"(not recorded)","tokens":"(not recorded)"}"#
     );
+    let recorded = |key: &str, text: &str| {
+        super::entry::without_secrets(serde_json::json!({ "postgres": { key: text } }))["postgres"][key]
+            == text
+    };
+    for secret in [
+        "postgres://godwit:y@10.0.1.20/orders",
+        "postgres://godwit@10.0.1.20/orders?password=y",
+        "host=10.0.1.20 user=godwit password = y dbname=orders",
+        "host=10.0.1.20 user=godwit PASSWORD=y",
+        "postgres://godwit:y/z@10.0.1.20/orders",
+        "see postgres://godwit:@10.0.1.20/orders or postgres://godwit:y@10.0.1.20/orders",
+    ] {
+        assert!(!recorded("dsn", secret) && !recorded("note", secret), "{secret}");
+    }
+    let unreadable = "postgres//godwit:y@10.0.1.20/orders";
+    assert!(!recorded("service_dsn", unreadable), "a password may stand anywhere in it");
+    for open in ["postgres://godwit@10.0.1.20:5432/orders", "host=10.0.1.20 user=godwit dbname=orders"] {
+        assert!(recorded("dsn", open) && recorded("note", open), "{open}");
+    }
+    assert!(recorded("note", "the password is in http://10.0.0.1:80/ask?x=1, says ann@example.com"));
 }
