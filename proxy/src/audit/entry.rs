@@ -10,6 +10,9 @@ use crate::admin::access::{Caller, Role, Via};
 pub struct Who {
     /// Name of the token or certificate; of an open listener: what the caller says.
     pub name: String,
+    /// Which one: the token's id, the certificate's name, the issuer's subject; none: nobody proved who asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// With which role.
     pub role: Role,
     /// How that is known.
@@ -22,7 +25,8 @@ pub struct Who {
 impl Who {
     /// The caller, at this address.
     pub fn of(caller: &Caller, from: Option<String>) -> Self {
-        Self { name: caller.name.clone(), role: caller.role, via: caller.via, from }
+        let (name, id) = (caller.name.clone(), caller.id.clone());
+        Self { name, id, role: caller.role, via: caller.via, from }
     }
 }
 
@@ -50,6 +54,9 @@ pub enum Entry {
         method: String,
         /// Its path.
         path: String,
+        /// The resource that it is about: of its path as it was understood, or the one that it reserves.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        resource: Option<String>,
         /// The body, secrets left out; null without one.
         body: serde_json::Value,
     },
@@ -57,6 +64,11 @@ pub enum Entry {
     Outcome {
         /// The call.
         call: String,
+        /// Its caller.
+        who: Who,
+        /// The resource that it is about.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        resource: Option<String>,
         /// The answer's status.
         status: u16,
         /// What the answer says: the problem's detail, or the new state of what was changed.
@@ -71,6 +83,9 @@ pub enum Entry {
         method: String,
         /// Its path.
         path: String,
+        /// The resource that it is about.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        resource: Option<String>,
         /// Why.
         why: String,
     },

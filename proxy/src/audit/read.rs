@@ -26,6 +26,7 @@ impl Wanted {
     fn wants(&self, record: &Value) -> bool {
         let number = record["seq"].as_u64().unwrap_or(u64::MAX);
         let about = |name: &String| {
+            // What an earlier program recorded names it in its path only.
             let path = record["path"].as_str().and_then(|path| path.strip_prefix("/api/v1/resources/"));
             let in_path = path.and_then(|rest| rest.split('/').next()) == Some(name);
             in_path || record["resource"].as_str() == Some(name)

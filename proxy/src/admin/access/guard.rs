@@ -46,6 +46,7 @@ pub(in crate::admin) async fn check(
             return Problem::new(rejection.status(), "path", rejection.body_text()).into_response();
         }
     };
+    let resource = resource(&path, &params);
     // Of the request only its parts are held while the issuer is asked: a body cannot be shared.
     let admitted = match guard.needs(&path, &request) {
         Err(problem) => Err(problem),
@@ -53,7 +54,7 @@ pub(in crate::admin) async fn check(
         Ok(needs) => {
             let peer = request.extensions().get::<ConnectInfo<Peer>>().map(|ConnectInfo(peer)| peer);
             let caller = guard.identities.caller(request.headers(), peer).await;
-            caller.and_then(|caller| guard.admit(caller, needs, &path, &params, &request)).map(Some)
+            caller.and_then(|caller| guard.admit(caller, needs, resource, &request)).map(Some)
         }
     };
     match admitted {
@@ -62,7 +63,8 @@ pub(in crate::admin) async fn check(
             if request.method().is_safe() {
                 return next.run(request).await;
             }
-            recorded::run(&guard.audit, &guard.calls, &caller, request, next).await
+            let resource = resource.map(str::to_owned);
+            recorded::run(&guard.audit, &guard.calls, &caller, resource, request, next).await
         }
         Ok(None) => next.run(request).await,
         Err(problem) => {
@@ -82,6 +84,12 @@ pub(in crate::admin) async fn check(
             response
         }
     }
+}
+
+/// The resource that the path names, whichever way its letters are written there.
+fn resource<'a>(path: &MatchedPath, params: &'a RawPathParams) -> Option<&'a str> {
+    let of_resource = path.as_str().starts_with("/api/v1/resources/{id}");
+    params.iter().find(|(name, _)| of_resource && *name == "id").map(|(_, id)| id)
 }
 
 /// What to show, and what was wrong with what was shown (RFC 6750, section 3; its characters).
@@ -114,8 +122,7 @@ impl Guard {
         &self,
         caller: Caller,
         needs: Permission,
-        path: &MatchedPath,
-        params: &RawPathParams,
+        resource: Option<&str>,
         request: &Request,
     ) -> Result<Caller, Problem> {
         let changes = !request.method().is_safe();
@@ -130,17 +137,15 @@ impl Guard {
             let role = needs.role().map_or("", Role::name);
             let what = format!("{} is {}; this needs the role {role}", caller.name, caller.role);
             if changes {
-                recorded::refused(&self.audit, &caller, request, &what);
+                refused(&what);
             }
             return Err(Problem::new(StatusCode::FORBIDDEN, "role", what));
         }
-        let of_resource = path.as_str().starts_with("/api/v1/resources/{id}");
-        if let Some((_, id)) = params.iter().find(|(name, _)| of_resource && *name == "id")
+        if let Some(id) = resource
             && !caller.knows(id)
         {
             if changes {
-                let what = format!("{} is let in for other resources", caller.name);
-                recorded::refused(&self.audit, &caller, request, &what);
+                refused(&format!("{} is let in for other resources", caller.name));
             }
             // As if it did not exist: names are not given away.
             return Err(Problem::not_found("resource", id));

@@ -16,15 +16,18 @@ use crate::admin::{BODY_LIMIT, Peer, Problem};
 use crate::audit::entry::without_secrets;
 use crate::audit::{Audit, Entry, Who};
 
+/// Where resources are reserved.
+const RESOURCES: &str = "/api/v1/resources";
 /// Largest answer that is recorded, bytes.
 const ANSWER: usize = 4 << 10;
 
 /// Runs a call between its two records; 503 where the first cannot be written. From the first on it is one of `calls`, which goes on to
-/// its end although the caller has gone: a change is not left half done.
+/// its end although the caller has gone: a change is not left half done. `resource` is the one that its path names, as the guard read it.
 pub(super) async fn run(
     audit: &Audit,
     calls: &TaskTracker,
     caller: &Caller,
+    resource: Option<String>,
     request: Request,
     next: Next,
 ) -> Response {
@@ -38,19 +41,31 @@ pub(super) async fn run(
     };
     let request = Request::from_parts(parts, Body::from(body.clone()));
     let call = crate::rng::id();
+    let (who, path, body) = (who(caller, &request), request.uri().path().to_owned(), content(&body));
+    // What is reserved has its name in the body.
+    let reserved = || body["name"].as_str().filter(|_| path == RESOURCES).map(str::to_owned);
+    let resource = resource.or_else(reserved);
     let entry = Entry::Call {
         call: call.clone(),
-        who: who(caller, &request),
+        who: who.clone(),
         method: request.method().to_string(),
-        path: request.uri().path().to_owned(),
-        body: content(&body),
+        path,
+        resource: resource.clone(),
+        body,
     };
-    let done = calls.spawn(carried_out(audit.clone(), call, entry, request, next));
+    let outcome = |status, answer| Entry::Outcome { call, who, resource, status, answer };
+    let done = calls.spawn(carried_out(audit.clone(), entry, outcome, request, next));
     // It can only have been dropped with the runtime.
     done.await.unwrap_or_else(|error| Problem::no_answer(&error).into_response())
 }
 
-async fn carried_out(audit: Audit, call: String, entry: Entry, request: Request, next: Next) -> Response {
+async fn carried_out(
+    audit: Audit,
+    entry: Entry,
+    outcome: impl FnOnce(u16, Value) -> Entry,
+    request: Request,
+    next: Next,
+) -> Response {
     if let Err(error) = audit.write(entry).await {
         return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "audit", error.to_string()).into_response();
     }
@@ -59,16 +74,23 @@ async fn carried_out(audit: Audit, call: String, entry: Entry, request: Request,
     let response = response.unwrap_or_else(|_| Problem::no_answer(&"it ended in the middle").into_response());
     let status = response.status().as_u16();
     let (response, answer) = copied(response).await;
-    audit.note(Entry::Outcome { call, status, answer });
+    audit.note(outcome(status, answer));
     response
 }
 
 /// A call that the caller has no right to.
-pub(super) fn refused(audit: &Audit, caller: &Caller, request: &Request, why: &str) {
+pub(super) fn refused(
+    audit: &Audit,
+    caller: &Caller,
+    resource: Option<String>,
+    request: &Request,
+    why: &str,
+) {
     audit.note(Entry::Refused {
         who: who(caller, request),
         method: request.method().to_string(),
         path: request.uri().path().to_owned(),
+        resource,
         why: why.to_owned(),
     });
 }
@@ -155,7 +177,7 @@ mod tests {
             let calls = calls.clone();
             move |request: Request, next: Next| {
                 let (audit, calls) = (audit.clone(), calls.clone());
-                async move { run(&audit, &calls, &Caller::open(None), request, next).await }
+                async move { run(&audit, &calls, &Caller::open(None), None, request, next).await }
             }
         };
         let router = Router::new()

@@ -476,10 +476,51 @@ async fn a_change_is_in_the_audit_before_it_is_made() {
     let (call, outcome) = (&records[3], &records[2]);
     assert_eq!(records[0]["why"], "admin is let in for other resources");
     assert_eq!((&call["who"]["name"], &call["body"]["name"]), (&"admin".into(), &"ci".into()));
+    assert_eq!(call["who"]["id"], id_of(&admin), "which token it was");
     assert_eq!((&outcome["call"], &outcome["status"]), (&call["call"], &201.into()));
     assert_eq!(outcome["answer"]["token"], "(not recorded)");
     assert_eq!(api.status(&Method::GET, "/api/v1/audit?limit=x", None).await, 401);
     assert_eq!(api.ask(&Method::GET, "/api/v1/audit?limit=x", &as_admin, "").await.0, 400);
+}
+
+#[tokio::test]
+async fn what_became_of_a_call_is_found_by_its_resource_and_by_its_caller() {
+    let api = Api::new(true);
+    let viewer = format!("Bearer {}", api.token(Role::Viewer, &[]));
+    let admin = format!("Bearer {}", api.token(Role::Admin, &[]));
+    let ask = async |token: &str, method: Method, path: &str, body: &str| {
+        api.ask(&method, path, &[("authorization", token)], body).await
+    };
+    let reserved = "{\"name\":\"orders\"}";
+    for (token, path, body, status) in [
+        (&admin, "/api/v1/resources/orders/takeover", "", 404),
+        (&admin, "/api/v1/resources/%6Frders/migrations", "", 404),
+        (&admin, "/api/v1/resources/cart/migrations", "", 404),
+        (&viewer, "/api/v1/resources/%6frders/reseed", "", 403),
+        (&admin, "/api/v1/resources", reserved, 503),
+    ] {
+        assert_eq!(ask(token, Method::POST, path, body).await.0, status, "{path}");
+    }
+    let found = async |query: &str, count: usize| {
+        loop {
+            let (_, answer) = ask(&admin, Method::GET, &format!("/api/v1/audit?{query}"), "").await;
+            let body = answer.into_body().collect().await.expect("a body").to_bytes();
+            let records: Vec<serde_json::Value> = serde_json::from_slice(&body).expect("records");
+            // An outcome is noted, not waited for.
+            if records.len() >= count {
+                let said = |record: &serde_json::Value| format!("{} {}", record["kind"], record["status"]);
+                return records.iter().rev().map(said).collect::<Vec<_>>().join(", ").replace('"', "");
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    assert_eq!(
+        found("resource=orders", 7).await,
+        "call null, outcome 404, call null, outcome 404, refused null, call null, outcome 503"
+    );
+    assert_eq!(found("resource=cart", 2).await, "call null, outcome 404");
+    assert_eq!(found("who=viewer", 1).await, "refused null");
+    assert_eq!(found("who=admin&limit=2", 2).await, "call null, outcome 503");
 }
 
 #[tokio::test]
