@@ -80,8 +80,8 @@ use crate::controller::freezes::Freezes;
 use crate::feeds::external::board::FeedBoard;
 use crate::history::History;
 use crate::leading::changes::Changes;
-use crate::leading::standing::Standing;
 use crate::leading::running::Running;
+use crate::leading::standing::Standing;
 use crate::store::Journal;
 
 pub use changes::SectionView;
