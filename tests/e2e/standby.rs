@@ -216,6 +216,12 @@ impl Resource {
     }
 
     async fn join(&self, after: Duration) -> Result<(Armed, Consumer)> {
+        // A server notices later than its client that a stream has ended.
+        let free = format!(
+            "NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{}' AND active)",
+            self.slot
+        );
+        until("nobody reads the slot", &self.client, &free).await?;
         let consumer = consume(&self.dsn, &self.slot, &self.publication).await?;
         Ok((Armed::join(&self.client, &self.dsn, &self.slot, after).await?, consumer))
     }
