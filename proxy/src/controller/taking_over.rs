@@ -128,8 +128,9 @@ impl Streams {
     ) -> Result<(Option<String>, Vec<String>), String> {
         let (generation, from, to) = (Generation(view.generation), &view.primary, &view.shadow);
         let name = Lane::Main.slot_name(self.resource(), generation.0);
-        let copied = "SELECT applied_lsn::text FROM godwit.progress WHERE stream = $1 AND copied";
-        if let Some(row) = shadow.query_opt(copied, &[&name]).await.map_err(chain)? {
+        let progress = "SELECT applied_lsn::text, copied FROM godwit.progress WHERE stream = $1";
+        let progress = shadow.query_opt(progress, &[&name]).await.map_err(chain)?;
+        if let Some(row) = progress.as_ref().filter(|row| row.get(1)) {
             let unfilled = takeover::unfilled(shadow).await.map_err(chain)?;
             let applied: &str = row.get(0);
             return Ok((Some(format!("{to} has what {from} committed up to {applied}")), unfilled));
@@ -139,9 +140,8 @@ impl Streams {
         let before = [Phase::Committed, Phase::Swapped, Phase::Released].map(Phase::name);
         let epoch = fence::state(shadow, self.resource()).await.map_err(chain)?;
         // One that waits for a copy was emptied, or is about to be.
-        let waits = super::streams::copied(shadow, &name).await? == Some(false);
         let is_left = before.contains(&&*view.phase)
-            && !waits
+            && progress.is_none()
             && epoch.is_some_and(|epoch| epoch.is_left_by(generation.0));
         let has = || {
             format!("{to} has what it committed itself before generation {generation}, and nothing of {from}")
