@@ -1,9 +1,9 @@
 //! A shadow's zone that is given up: the resource is served as before, and its shadow begins anew where the files have it by then.
 
 use anyhow::{Result, ensure};
-use godwit::demo::zone::{DATABASE, GODWIT_ROLE, OWNER_ROLE, Playground, SERVICE_ROLE, SUPERUSER};
+use godwit::demo::zone::{DATABASE, OWNER_ROLE, Playground, SUPERUSER, needs};
 use godwit_tests::waiting::until;
-use replicator::grants::{Needs, grants};
+use replicator::grants::grants;
 use replicator::postgres::connect as as_person;
 
 use crate::leader::{Leader, connect, load, options};
@@ -26,19 +26,8 @@ async fn a_shadow_in_another_zone_is_seeded_there() -> Result<()> {
     as_person(&near.dsn(SUPERUSER), "a person").await?.batch_execute(slots).await?;
     server.batch_execute(&format!("DROP DATABASE {DATABASE} WITH (FORCE)")).await?;
     server.batch_execute(&format!("CREATE DATABASE {DATABASE} OWNER {OWNER_ROLE}")).await?;
-    let needs = Needs {
-        role: GODWIT_ROLE.into(),
-        database: DATABASE.into(),
-        owner: OWNER_ROLE.into(),
-        app_roles: vec![SERVICE_ROLE.into()],
-        synchronous: true,
-        row_security: false,
-        caches: true,
-        verifiers: false,
-        extensions: false,
-    };
     let administrator = as_person(&near.dsn(SUPERUSER), "a person").await?;
-    for grant in grants(&needs) {
+    for grant in grants(&needs()) {
         administrator.batch_execute(&grant.sql).await?;
     }
     let text = std::fs::read_to_string(&playground.config)?

@@ -386,7 +386,7 @@ pub(super) async fn govern(database: SocketAddr) -> Result<(), tokio_postgres::E
 }
 
 /// What Godwit's role needs here; the policy may be any.
-fn needs() -> Needs {
+pub fn needs() -> Needs {
     Needs {
         role: GODWIT_ROLE.into(),
         database: DATABASE.into(),
