@@ -147,8 +147,11 @@ impl MemoryTarget {
         self.store().checkpoint = checkpoint;
     }
 
-    /// For a write: a database would have ended this session.
+    /// For a write: a database would have ended this session, and a large transaction has it for itself.
     fn mine(&self) -> Result<MutexGuard<'_, Store>, Error> {
+        if self.large.is_some() {
+            return Err(Error::Protocol("a large transaction is open".into()));
+        }
         let store = self.store();
         if store.session != self.session {
             return Err(Error::Link("a newer session has taken the target over".into()));

@@ -295,8 +295,10 @@ impl Applier {
                     Work::Position(lsn) => group.stand_at(lsn),
                     Work::Transaction { transaction, bytes } => group.add(transaction, bytes),
                     Work::LargeBegin(header) => {
-                        // What came before it has a transaction of its own.
+                        // What came before it has a transaction of its own, and is durable first: while a large one is open,
+                        // which may last, the checkpoint cannot be moved.
                         self.apply(std::mem::take(&mut group)).await?;
+                        self.flush().await?;
                         self.large = Some(Large::new(&header, self.progress));
                         self.target.begin_large(header).await?;
                     }
@@ -327,9 +329,8 @@ impl Applier {
         if self.unflushed.is_some() {
             match tokio::time::timeout(QUIET, todo.recv()).await {
                 Ok(work) => return Ok(work),
-                Err(_) => self.checkpoint(self.progress.applied).await?,
+                Err(_) => self.flush().await?,
             }
-            self.tell(Done::Applied(self.progress));
         }
         let ended = self.target.ended();
         tokio::select! {
@@ -355,6 +356,15 @@ impl Applier {
     async fn checkpoint(&mut self, lsn: Lsn) -> Result<(), Error> {
         self.target.checkpoint(lsn).await?;
         self.moved(lsn, true);
+        Ok(())
+    }
+
+    /// Makes durable what is not.
+    async fn flush(&mut self) -> Result<(), Error> {
+        if self.unflushed.is_some() {
+            self.checkpoint(self.progress.applied).await?;
+            self.tell(Done::Applied(self.progress));
+        }
         Ok(())
     }
 

@@ -236,3 +236,44 @@ async fn a_position_that_is_told_twice_is_made_durable_at_once() {
     drop(work);
     running.await.expect("no panic").expect("nothing fails");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_large_transaction_may_pause_after_commits_that_are_not_flushed() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let spill = Spill { directory: directory.path().into(), memory: 0 };
+    let (small, large) = (transaction(10, false), transaction(70, false));
+    let mut pieces = spilled(&large, &spill).await.expect("a file");
+    let header = pieces.header().clone();
+    let mut first = pieces.next_piece().await.expect("a file").expect("a change");
+    let second = first.split_off(first.len() / 2);
+
+    let store = std::sync::Arc::new(Mutex::new(Store { copied: true, ..Store::default() }));
+    let mut target = Box::new(MemoryTarget::new(std::sync::Arc::clone(&store)));
+    let resume = target.resume().await.expect("memory");
+    let (done, mut finished) = mpsc::unbounded_channel();
+    let (work, todo) = mpsc::unbounded_channel();
+    let running = tokio::spawn(receive::Applier::new(target, false, resume, done).run(todo));
+    let send = |next: Work| work.send(next).expect("it runs");
+    send(Work::Transaction { transaction: small.clone(), bytes: 1 });
+    send(Work::LargeBegin(header));
+    send(Work::LargePiece(first));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(
+        store.lock().expect("not poisoned").durable(),
+        Lsn(10),
+        "what came before does not wait for it"
+    );
+    send(Work::LargePiece(second));
+    send(Work::LargeEnd);
+    drop(work);
+    running.await.expect("no panic").expect("nothing fails");
+
+    let mut told = Vec::new();
+    while let Some(done) = finished.recv().await {
+        if let receive::Done::Applied(progress) = done {
+            told.push((progress.applied, progress.durable));
+        }
+    }
+    assert_eq!(told, [(Lsn(10), Lsn(0)), (Lsn(10), Lsn(10)), (Lsn(70), Lsn(70))]);
+    assert_eq!(store.lock().expect("not poisoned").applied, [small, large]);
+}

@@ -386,18 +386,22 @@ impl World {
                 if let Some(target) = &mut session.target {
                     let permit = if fails { Permit::Fail } else { Permit::Go };
                     target.gate.give(permit);
-                    self.work_on(at);
+                    self.work_on(at)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn work_on(&mut self, at: usize) {
+    fn work_on(&mut self, at: usize) -> Result<(), String> {
         let session = &mut self.sessions[at];
         if let Some(Err(error)) = session.target.as_mut().map(|target| target.advance(now()))
             && let Some(process) = session.target.take()
         {
+            // Whatever the way does to a message is seen before: the applier itself asks for what is not to be had.
+            if let Error::Protocol(why) = &error {
+                return Err(format!("the target's process broke by itself: {why}"));
+            }
             let broke = process.gate.broke();
             process.end(&error, &mut session.to_source, now());
             if let Some(broke) = broke {
@@ -406,6 +410,7 @@ impl World {
                 self.count("write of an older session refused");
             }
         }
+        Ok(())
     }
 
     fn deliver_to_target(&mut self, at: usize) {
@@ -579,7 +584,7 @@ impl World {
             self.read_source()?;
             self.flush(at);
             self.deliver_to_target(at);
-            self.work_on(at);
+            self.work_on(at)?;
             self.deliver_to_source(at)?;
             self.feedback()?;
             self.check()?;
