@@ -167,18 +167,22 @@ impl Pump<'_> {
         resume: Resume,
         kept: &[KeptTable],
     ) -> Result<(), Error> {
-        let client = connect(source.dsn, &format!("godwit check {}", spec.slot)).await?;
-        let found = identify(&client).await?;
-        if resume.copied {
-            // Before anything is asked of its slots: another cluster's may have the same names.
-            identity::check_history(&client, &found, resume.source, resume.applied, &spec.slot).await?;
-        }
+        let stands = async {
+            let client = connect(source.dsn, &format!("godwit check {}", spec.slot)).await?;
+            let found = identify(&client).await?;
+            if resume.copied {
+                // Before anything is asked of its slots: another cluster's may have the same names.
+                identity::check_history(&client, &found, resume.source, resume.applied, &spec.slot).await?;
+            }
+            Ok((client, found))
+        };
+        let (client, found) = self.meanwhile(in_time(stands)).await?;
         self.machine.handle_identity(found.id, crate::clock::now());
         let from = if resume.copied {
-            examine(&client, spec, resume).await?;
+            self.meanwhile(in_time(examine(&client, spec, resume))).await?;
             resume.applied
         } else {
-            identity::forgive(&client, &spec.slot).await?;
+            self.meanwhile(in_time(identity::forgive(&client, &spec.slot))).await?;
             self.copy(source, spec, kept).await?
         };
         drop(client);
@@ -191,7 +195,7 @@ impl Pump<'_> {
         spec: &StreamSpec,
         kept: &[KeptTable],
     ) -> Result<Lsn, Error> {
-        let mut lease = source.copy.snapshots.lease(&spec.slot).await?;
+        let mut lease = self.meanwhile(source.copy.snapshots.lease(&spec.slot)).await?;
         let copied = self.produce(source, spec, kept, &mut lease).await?;
         lease.set(None);
         self.settled = copied.settled;
@@ -385,6 +389,12 @@ fn feedback(progress: &Progress) -> Feedback {
         apply: progress.applied.max(progress.durable),
         reply_requested: false,
     }
+}
+
+/// What is asked of the source before the stream begins: the other side waits for as long as it hears from us.
+async fn in_time<T>(asking: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let late = |_| Error::io("ask the source where it stands")(std::io::ErrorKind::TimedOut.into());
+    timeout(OPENING, asking).await.map_err(late)?
 }
 
 /// Can the slot still serve a target that stands there?

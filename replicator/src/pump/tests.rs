@@ -169,6 +169,31 @@ async fn a_source_says_what_its_target_takes_so_long_for() {
     assert!(resumed.expect("it was waited for").0.copied);
 }
 
+/// It takes longer to give the database up than the other side is silent for.
+#[tokio::test(start_paused = true)]
+async fn both_sides_learn_that_the_source_database_does_not_answer() {
+    let database = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = database.local_addr().expect("bound").port();
+    let dsn: Dsn = format!("postgres://nobody@127.0.0.1:{port}/shop").parse().expect("a DSN");
+    let (spill, copy) = (Spill::default(), CopyOptions::default());
+    let source = send::Source { dsn: &dsn, bin: None, spill: &spill, copy: &copy };
+    let store = Store { copied: true, checkpoint: Lsn(10), ..Store::default() };
+    let target = Box::new(MemoryTarget::new(std::sync::Arc::new(Mutex::new(store))));
+    let (near, far, _cut) = memory::pair(memory::Options::default());
+    let (near, far) = (Joined::new(Box::new(near)), Joined::new(Box::new(far)));
+    let (status, cancel) = (watch::Sender::new(StreamStatus::default()), CancellationToken::new());
+    let spec = spec();
+    let (sent, received) = tokio::join!(
+        send::run(source, &spec, near, &status, &cancel),
+        receive::run(target, false, far, &status, &cancel),
+    );
+    let (sent, received) = (sent.expect_err("no database"), received.expect_err("no database"));
+    let why = format!("connect to 127.0.0.1:{port}/shop: no answer within 10s");
+    assert!(chain(&sent).contains(&why), "{}", chain(&sent));
+    assert!(chain(&received).contains(&why), "{}", chain(&received));
+    assert_eq!(sent.cause(), Cause::Network);
+}
+
 fn spec() -> StreamSpec {
     StreamSpec {
         resource: "r".into(),
