@@ -167,6 +167,42 @@ fn golden_bytes_of_version_4() {
     insta::assert_snapshot!(golden(Version::V4));
 }
 
+/// docs/link.md has each frame with its kind, and each version.
+#[test]
+fn the_page_of_the_link_is_complete() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/link.md");
+    let page = std::fs::read_to_string(page).expect("the page");
+    let (mut frames, mut versions) = (Vec::new(), Vec::new());
+    for line in page.lines() {
+        let columns: Vec<&str> = line.trim_matches(['|', ' ']).split(" | ").collect();
+        let numbers: Vec<u8> = columns[0].split([',', ';']).flat_map(numbers).collect();
+        match columns[..] {
+            [_, names, _, _] => {
+                frames.extend(numbers.into_iter().zip(names.split([',', ';']).map(str::trim)));
+            }
+            [_, _] => versions.extend(numbers),
+            _ => {}
+        }
+    }
+    for frame in [every_frame(), frames_of_version_3(), frames_of_version_4()].concat() {
+        let name = format!("{frame:?}");
+        let name = name.split([' ', '(']).next().unwrap_or_default();
+        assert!(
+            frames.contains(&(frame.kind(), name)),
+            "{name} is not there as {}: {frames:?}",
+            frame.kind()
+        );
+    }
+    assert_eq!(versions, (Version::OLDEST.number()..=Version::NEWEST.number()).collect::<Vec<_>>());
+}
+
+/// `7`, or `7–9`.
+fn numbers(text: &str) -> impl Iterator<Item = u8> + use<> {
+    let (first, last) = text.split_once('–').unwrap_or((text, text));
+    let bounds = first.trim().parse().ok().zip(last.trim().parse().ok());
+    bounds.into_iter().flat_map(|(first, last): (u8, u8)| first..=last)
+}
+
 #[test]
 fn a_table_stays_only_where_the_slot_has_what_came_since() {
     let kept = |position, parts| KeptTable {
