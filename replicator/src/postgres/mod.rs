@@ -259,6 +259,11 @@ pub fn quote_literal(text: &str) -> String {
     }
 }
 
+/// A PL/pgSQL block as a statement. Quoted as text is: names in it may have whatever ends another quote.
+pub(crate) fn block(body: &str) -> String {
+    format!("DO {}", quote_literal(body))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -45,10 +45,35 @@ pub(crate) fn joined(statements: impl IntoIterator<Item = Statement>) -> String 
     statements.into_iter().flat_map(|statement| [statement.sql, ";\n".into()]).collect()
 }
 
-/// The text of each statement: between semicolons outside of quotes, comments, brackets and the body of a routine.
+/// One statement as it stands in a text, with what is before and behind it: one after the other they are the whole text.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece<'d> {
+    /// Blanks and comments.
+    pub before: &'d str,
+    /// Without its semicolon; empty where none follows.
+    pub sql: &'d str,
+    /// To the end of its line, with its semicolon where it has one.
+    pub end: &'d str,
+}
+
+impl<'d> Piece<'d> {
+    fn of(text: &'d str, sql: &'d str, begins: usize) -> Self {
+        let first = begins + sql.len() - sql.trim_start().len();
+        let sql = sql.trim();
+        Self { before: &text[..first], sql, end: &text[first + sql.len()..] }
+    }
+}
+
+/// The text of each statement.
 fn split(sql: &str) -> Vec<&str> {
+    pieces(sql).into_iter().map(|piece| piece.sql).filter(|sql| !sql.is_empty()).collect()
+}
+
+/// Takes a text apart at the semicolons outside of quotes, comments, brackets and the body of a routine. What somebody has written in a comment,
+/// a default or a body is never taken for a statement.
+pub(super) fn pieces(sql: &str) -> Vec<Piece<'_>> {
     let bytes = sql.as_bytes();
-    let (mut all, mut start, mut at, mut depth) = (Vec::new(), 0, 0, 0usize);
+    let (mut all, mut begin, mut start, mut at, mut depth) = (Vec::new(), 0, 0, 0, 0usize);
     // What `END` has to end yet: a routine's body, and what is a CASE in it.
     let mut blocks = 0usize;
     let mut blank = true;
@@ -64,11 +89,10 @@ fn split(sql: &str) -> Vec<&str> {
             b'"' => quoted(rest.as_bytes(), b'"', false),
             b'$' if !in_word(bytes, at) => dollar(rest),
             b';' if depth == 0 && blocks == 0 => {
-                if !blank {
-                    all.push(sql[start..at].trim());
-                }
-                (start, blank) = (at + 1, true);
-                at += 1;
+                let end = at + if rest.starts_with(";\n") { 2 } else { 1 };
+                let start = if blank { at } else { start };
+                all.push(Piece::of(&sql[begin..end], &sql[start..at], start - begin));
+                (begin, at, blank) = (end, end, true);
                 continue;
             }
             b'(' => {
@@ -94,20 +118,15 @@ fn split(sql: &str) -> Vec<&str> {
             _ => rest.chars().next().map_or(1, char::len_utf8),
         };
         let comment = rest.starts_with("--") || rest.starts_with("/*");
-        let ends = (at + length).min(bytes.len());
-        if comment && blank {
-            // What is before a statement does not belong to it.
-            start = ends;
-        } else if !comment && !bytes[at].is_ascii_whitespace() {
-            if blank {
-                start = at;
-            }
-            blank = false;
+        // What is before a statement does not belong to it.
+        if blank && !comment && !bytes[at].is_ascii_whitespace() {
+            (start, blank) = (at, false);
         }
-        at = ends;
+        at = (at + length).min(bytes.len());
     }
-    if !blank {
-        all.push(sql[start..].trim());
+    if begin < sql.len() {
+        let start = if blank { sql.len() } else { start };
+        all.push(Piece::of(&sql[begin..], &sql[start..], start - begin));
     }
     all
 }
@@ -116,6 +135,22 @@ fn split(sql: &str) -> Vec<&str> {
 fn makes_routine(begun: &str) -> bool {
     let mut words = begun.split_ascii_whitespace().filter(|word| !matches!(*word, "OR" | "REPLACE"));
     words.next() == Some("CREATE") && matches!(words.next(), Some("FUNCTION" | "PROCEDURE"))
+}
+
+/// The first place of these words outside of quotes.
+pub(crate) fn outside(text: &str, words: &str) -> Option<usize> {
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        if bytes[at..].starts_with(words.as_bytes()) {
+            return Some(at);
+        }
+        at += match bytes[at] {
+            quote @ (b'\'' | b'"') => quoted(&bytes[at..], quote, false),
+            _ => 1,
+        };
+    }
+    None
 }
 
 /// Whether the byte before `at` is part of a word.
@@ -312,6 +347,13 @@ END"#;
         assert_eq!(split(&format!("{};", all.join(";\n"))), all);
     }
 
+    #[test]
+    fn words_in_quotes_are_not_found() {
+        assert_eq!(outside("GRANT SELECT(\"a ON \"\"b\") ON TABLE", " ON "), Some(24));
+        assert_eq!(outside("x 'it''s ON ' \u{e4} ON y", " ON "), Some(16));
+        assert_eq!(outside("\"an ON ", " ON "), None);
+    }
+
     proptest::proptest! {
         #[test]
         fn nothing_panics_and_nothing_is_lost(text in "([-;'\"$()/*aE\\\\ \n\u{e4}]|CREATE FUNCTION |BEGIN|END){0,60}") {
@@ -321,6 +363,8 @@ END"#;
             for statement in statements(&text) {
                 proptest::prop_assert!(text.contains(&statement.sql));
             }
+            let whole: String = pieces(&text).iter().flat_map(|piece| [piece.before, piece.sql, piece.end]).collect();
+            proptest::prop_assert_eq!(whole, text);
         }
     }
 }
