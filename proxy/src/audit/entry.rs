@@ -239,12 +239,12 @@ pub fn without_secrets(value: serde_json::Value) -> serde_json::Value {
 }
 
 /// Whether it is anything else than a connection string without a password: in one that cannot be read, one may stand anywhere.
-fn is_no_open_dsn(text: &str) -> bool {
+pub(crate) fn is_no_open_dsn(text: &str) -> bool {
     !text.parse::<Dsn>().is_ok_and(|dsn| dsn.get_password().is_none())
 }
 
 /// Whether a password stands in it as in a URL (`://user:…@`) or a connection string (`password=…`).
-fn holds_password(text: &str) -> bool {
+pub(crate) fn holds_password(text: &str) -> bool {
     let in_url = |rest: &str| {
         let place = rest.split(char::is_whitespace).next().unwrap_or_default();
         place.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'))

@@ -1,6 +1,7 @@
 //! What was written, key by key, each with where it stands: for `godwit config show` and `diff`.
 //!
-//! Secrets are not in these files, only where they are; values that may hold one all the same are left out.
+//! Secrets are not in these files, only where they are; values that may hold one all the same are left out. Of a file that is refused, for a
+//! secret that somebody wrote into it or for a misspelt key, nothing but the keys is told.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,6 +16,7 @@ use super::load;
 use super::overlay::OverlayText;
 use super::raw::{self, Node, Value};
 use super::secret;
+use crate::audit::entry::{holds_password, is_no_open_dsn};
 
 /// Shown instead of what may be a secret.
 const HIDDEN: &str = "…";
@@ -37,7 +39,7 @@ pub struct Entry {
     pub value: serde_json::Value,
     /// `file:line:col`; of what the API changed also who and when.
     pub origin: String,
-    /// What is in the file that it names, if that is a secret. Only where the files are read.
+    /// What is not shown of it, or is in the file that it names, if that is a secret. Only where the files are read.
     #[serde(skip)]
     pub content: Option<Content>,
 }
@@ -47,11 +49,15 @@ pub struct Entry {
 pub struct Content(u64);
 
 impl Content {
+    fn new(text: &impl std::hash::Hash) -> Self {
+        static KEY: OnceLock<RandomState> = OnceLock::new();
+        Self(KEY.get_or_init(RandomState::new).hash_one(text))
+    }
+
     /// Of the secret in `path`; one that cannot be read is another one than any that can.
     fn of(path: &Path) -> Self {
-        static KEY: OnceLock<RandomState> = OnceLock::new();
         let text = load::text(path).map(|text| secret::in_file(&text).to_owned());
-        Self(KEY.get_or_init(RandomState::new).hash_one(text.ok()))
+        Self::new(&text.ok())
     }
 }
 
@@ -99,7 +105,9 @@ impl Texts {
     pub fn entries(&self) -> Result<Vec<Entry>, ConfigErrors> {
         let mut found = self.written()?;
         for entry in &mut found {
-            entry.content = self.secret(entry).and_then(|path| self.secrets.get(&path).copied());
+            if let Some(path) = self.secret(entry) {
+                entry.content = self.secrets.get(&path).copied();
+            }
         }
         Ok(found)
     }
@@ -155,32 +163,47 @@ fn flatten(
         for (name, value) in entries {
             let Value::Text(name) = &name.value else { continue };
             let below: Vec<String> = parts.iter().chain([name]).cloned().collect();
-            let reference = matches!(name.as_str(), "file" | "env") && secretive;
+            // Among headers and the like it is the name of one.
+            let named = parts.last().is_some_and(|above| OF_SECRETS.contains(&above.as_str()));
+            let reference = matches!(name.as_str(), "file" | "env") && secretive && !named;
             let inside = (secretive || SECRETIVE.contains(&name.as_str())) && !reference;
             flatten(value, &below, inside, place, found);
         }
         return;
     }
-    let text = matches!(node.value, Value::Text(_) | Value::List(_));
-    let value =
-        if secretive && text { HIDDEN.into() } else { node.json().map_or_else(|| HIDDEN.into(), shown) };
-    found.push(Entry {
-        key: parts.join("."),
-        parts: parts.to_vec(),
-        value,
-        origin: place(node.at),
-        content: None,
-    });
+    let written = node.json();
+    let value = match &written {
+        Some(value) if !(secretive && (value.is_string() || value.is_array()) || is_secret(parts, value)) => {
+            shown(value)
+        }
+        _ => HIDDEN.into(),
+    };
+    let content =
+        written.filter(|written| *written != value).map(|written| Content::new(&written.to_string()));
+    found.push(Entry { key: parts.join("."), parts: parts.to_vec(), value, origin: place(node.at), content });
 }
 
-/// A query of a URL may hold a key.
-fn shown(value: serde_json::Value) -> serde_json::Value {
+/// Whether this stands where only the place of a secret belongs.
+fn is_secret(parts: &[String], value: &serde_json::Value) -> bool {
+    let [above @ .., key] = parts else { return false };
     match value {
+        serde_json::Value::Null | serde_json::Value::Object(_) => false,
+        serde_json::Value::String(text) if key == "dsn" => is_no_open_dsn(text),
+        // Something at the top may be called so, too.
+        _ => SECRETS.contains(&key.as_str()) || above.len() > 2 && above.ends_with(&["passwords".to_owned()]),
+    }
+}
+
+/// A query of a URL may hold a key, and a text a password.
+fn shown(value: &serde_json::Value) -> serde_json::Value {
+    match value {
+        serde_json::Value::String(text) if holds_password(text) => HIDDEN.into(),
         serde_json::Value::String(text) if text.contains("://") && text.contains('?') => {
-            let (before, _) = text.split_once('?').unwrap_or((&text, ""));
+            let (before, _) = text.split_once('?').unwrap_or((text, ""));
             format!("{before}?{HIDDEN}").into()
         }
-        other => other,
+        serde_json::Value::Array(values) => values.iter().map(shown).collect(),
+        other => other.clone(),
     }
 }
 
@@ -247,9 +270,16 @@ pub struct Difference {
     pub origin: String,
     /// A reload applies it; else it needs a restart.
     pub live: bool,
-    /// The file with the secret is the same, and another secret is in it.
+    /// What is shown is the same, and the secret is another one: that in the file which it names, or what is not shown.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub secret: bool,
+}
+
+impl Difference {
+    /// Without the value in a file that is refused: in the wrong place, or under a misspelt key, it may be a secret.
+    pub fn refused(self) -> Self {
+        Self { written: self.written.map(|_| HIDDEN.into()), ..self }
+    }
 }
 
 /// Keys whose values differ, sorted.
@@ -426,6 +456,39 @@ mod tests {
             ["feeds.a.headers.x-key.file", "resources.shop.placements.near.postgres.password.file"];
         assert_eq!(found(), expected.map(|key| (key.to_owned(), true, false)));
         assert!(first != Texts::read(&path, None));
+    }
+
+    #[test]
+    fn what_stands_where_no_secret_belongs_is_not_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("godwit.yaml");
+        let text = "feeds:
+  secret: { url: 'https://u:hunter2@x.example/', headers: { env: hunter2, file: hunter2 } }
+  b: { bearer: 1234567, secret: [hunter2] }
+drivers: { fleet: { exec: { argv: [load, 'postgres://u:hunter2@h/db', --quick] } } }
+resources:
+  passwords:
+    policy: p
+    fronts: { postgres: { passwords: { clerk: hunter2, file: hunter2, other: { file: pg } } } }
+    placements:
+      near: { postgres: { dsn: 'postgres://u@h/db', password: hunter2 } }
+      far: { postgres: { dsn: 'postgres://u:hunter2@h/db' } }
+      dsn: { postgres: { dsn: 'host=h user=u password = hunter2 dbname=db' } }
+";
+        let entries = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            Texts::read(&path, None).entries().unwrap()
+        };
+        let found = entries(text);
+        let lines: Vec<String> = found.iter().map(|one| format!("{} = {}", one.key, one.value)).collect();
+        insta::assert_snapshot!(lines.join("\n"));
+        assert!(!format!("{found:?}").contains("hunter2"));
+        let changed = diff(
+            &found,
+            &entries(&text.replace("--quick", "--slow").replace("env: hunter2", "env: hunter3")),
+        );
+        let changed: Vec<_> = changed.iter().map(|one| (one.key.as_str(), one.secret)).collect();
+        assert_eq!(changed, [("drivers.fleet.exec.argv", false), ("feeds.secret.headers.env", true)]);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::store::OverlayFile;
 pub struct ConfigView {
     /// Every key that is written somewhere.
     pub entries: Vec<Entry>,
-    /// Keys whose values in the files are others by now.
+    /// Keys whose values in the files are others by now; the values not where a reload would refuse the files.
     pub differences: Vec<Difference>,
     /// Why the files cannot be read now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -64,7 +64,7 @@ impl Comparison {
         {
             return Arc::clone(&seen.view);
         }
-        let (differences, unreadable) = match texts.entries() {
+        let (mut differences, unreadable) = match texts.entries() {
             Ok(written) => (diff(&running, &written), None),
             Err(error) => (Vec::new(), Some(error.to_string())),
         };
@@ -72,6 +72,9 @@ impl Comparison {
             None => self.written().err().map(|errors| errors.to_string()),
             Some(_) => None,
         };
+        if invalid.is_some() {
+            differences = differences.into_iter().map(Difference::refused).collect();
+        }
         let view = Arc::new(ConfigView { entries: running.to_vec(), differences, unreadable, invalid });
         *seen = Some(Seen { texts, running, view: Arc::clone(&view) });
         view
@@ -158,6 +161,22 @@ mod tests {
         assert_ne!(comparison.view().unreadable, broken.unreadable);
         write("node: { threads: 2 }\n");
         assert_eq!(keys(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn values_of_a_file_that_is_refused_are_not_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("godwit.yaml");
+        crate::config::samples::write(folder.path(), crate::config::samples::ORDERS);
+        let comparison = Comparison::new(file.clone(), Arc::new(OverlayFile::open(folder.path()).unwrap()));
+        let text = crate::config::samples::ORDERS.to_owned()
+            + "drivers: { a: { exec: { argv: [x], pasword: hunter3, password: hunter4 } },\n  \
+               b: { webhook: { url: 'https://u:hunter7@x.example/', secret: hunter9 } } }\ndsn: postgres://u:hunter2@h/db\n";
+        std::fs::write(&file, text).unwrap();
+        let view = comparison.view();
+        let told = serde_json::to_string(&*view).unwrap();
+        assert!(view.invalid.is_some() && !told.contains("hunter"), "{told}");
+        assert!(view.differences.iter().any(|one| one.key == "drivers.a.exec.pasword"), "{told}");
     }
 
     #[test]
