@@ -108,6 +108,18 @@ async fn a_service_without_a_database_moves_as_well() -> Result<()> {
     ensure!(code == Some(0) && doctor.starts_with("GO"), "{doctor}");
     let (code, seed) = said(&admin, &["reseed", "shop"]).await?;
     ensure!(code != Some(0) && seed.contains("has no database"), "{seed}");
+    for arguments in [
+        &["schema", "diff", "shop"][..],
+        &["schema", "sync", "shop"],
+        &["reseed", "shop", "--table", "orders"],
+        &["verify", "shop"],
+    ] {
+        let (code, refused) = said(&admin, arguments).await?;
+        ensure!(
+            code == Some(4) && refused.contains("has no database: there is no"),
+            "{arguments:?}: {refused}"
+        );
+    }
     let (code, lost) = said(&admin, &["takeover", "shop", "--accept-loss"]).await?;
     ensure!(code != Some(0) && lost.contains("godwit migrate"), "{lost}");
     let (_, plan) = said(&admin, &["migrate", "shop", "--to", "east", "--dry-run"]).await?;

@@ -125,6 +125,14 @@ pub(super) fn find(state: &AdminState, id: &str) -> Answer<ResourceHandle> {
     found.ok_or_else(|| lead::standby(state, None).unwrap_or_else(|| Problem::not_found("resource", id)))
 }
 
+/// What is done with databases needs some.
+fn has_database(handle: &ResourceHandle, nothing: &str) -> Answer<()> {
+    if handle.live.load().has_database() {
+        return Ok(());
+    }
+    Err(Denied::Conflict(format!("the resource has no database: there is {nothing}")).into())
+}
+
 /// What is of the whole node is not for those who are let in for some resources.
 pub(super) fn everything(caller: &Caller, what: &str) -> Answer<()> {
     if caller.scope == Scope::All {
@@ -514,6 +522,7 @@ async fn take_over(
 
 async fn schema(State(state): State<AdminState>, Path(id): Path<String>) -> Answer<Json<SchemaView>> {
     let handle = find(&state, &id)?;
+    has_database(&handle, "no schema to compare")?;
     let (view, resource) = (handle.view.load_full(), &handle.live.load());
     Ok(Json(drift::diff(resource, &view, &handle.streams).await?))
 }
@@ -525,6 +534,7 @@ async fn sync_schema(
     body: Result<Json<SyncRequest>, JsonRejection>,
 ) -> Answer<Json<SchemaView>> {
     let handle = find(&state, &id)?;
+    has_database(&handle, "no schema to follow")?;
     let (view, resource, streams) = (handle.view.load_full(), handle.live.load(), handle.streams.clone());
     Ok(Json(drift::sync(resource, view, streams, or_default(body, &headers)?).await?))
 }
@@ -536,6 +546,7 @@ async fn reseed_tables(
     body: Result<Json<TablesRequest>, JsonRejection>,
 ) -> Answer<Json<SchemaView>> {
     let handle = find(&state, &id)?;
+    has_database(&handle, "nothing to seed")?;
     let (view, resource, streams) = (handle.view.load_full(), handle.live.load(), handle.streams.clone());
     Ok(Json(drift::seed_anew(resource, view, streams, or_default(body, &headers)?).await?))
 }
@@ -579,6 +590,7 @@ async fn verify(
     body: Result<Json<VerifyRequest>, JsonRejection>,
 ) -> Answer<(StatusCode, Json<VerificationView>)> {
     let handle = find(&state, &id)?;
+    has_database(&handle, "nothing to compare")?;
     let request = or_default(body, &headers)?;
     let view = handle.verifications.start(request, caller.name, &handle.view.load())?;
     Ok((StatusCode::ACCEPTED, Json(view)))
