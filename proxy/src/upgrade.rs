@@ -113,6 +113,8 @@ impl Upgrade {
         let asked = tokio::process::Command::new(&self.program)
             .arg("check")
             .arg(&self.configuration)
+            // It asks no node, and that of a file that is gone would be no word about the configuration.
+            .env_remove("GODWIT_TOKEN_FILE")
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output()

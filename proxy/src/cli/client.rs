@@ -1,11 +1,12 @@
 //! A small client of the admin API.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
+use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HttpClient;
@@ -27,7 +28,9 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Client {
     /// `http://host:port` or with https.
     address: String,
-    token: Option<String>,
+    /// As it was read; not yet, where nothing was asked.
+    token: OnceLock<Option<String>>,
+    token_file: Option<PathBuf>,
     ca: Option<PathBuf>,
 }
 
@@ -41,13 +44,19 @@ impl Client {
     pub fn new(address: &str) -> Self {
         let address = address.trim_end_matches('/');
         let scheme = if address.contains("://") { "" } else { "http://" };
-        Self { address: format!("{scheme}{address}"), token: None, ca: None }
+        Self { address: format!("{scheme}{address}"), token: OnceLock::new(), token_file: None, ca: None }
     }
 
     /// Shows this token.
     #[must_use]
     pub fn with_token(self, token: Option<String>) -> Self {
-        Self { token, ..self }
+        Self { token: OnceLock::from(token), ..self }
+    }
+
+    /// Shows the token in this file, which is read with the first request: who asks nothing needs none.
+    #[must_use]
+    pub fn with_token_file(self, token_file: PathBuf) -> Self {
+        Self { token_file: Some(token_file), ..self }
     }
 
     /// Trusts the authorities in this PEM file, instead of the system's.
@@ -171,12 +180,21 @@ impl Client {
     ) -> Result<(StatusCode, Bytes, http::HeaderMap)> {
         let client: HttpClient<_, Full<Bytes>> =
             HttpClient::builder(TokioExecutor::new()).build(self.connector()?);
-        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.address));
-        if let Some(token) = &self.token {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        let uri: Uri = format!("{}{path}", self.address).parse().with_context(|| {
+            format!(
+                "{:?} is no address of a node (--admin, GODWIT_ADMIN): HOST:PORT or https://HOST:PORT",
+                self.address
+            )
+        })?;
+        let mut request = Request::builder().method(method).uri(uri);
+        if let Some(token) = self.token()? {
+            let shown = HeaderValue::try_from(format!("Bearer {token}"))
+                .context("the token has a line break or the like (--token-file, GODWIT_TOKEN)")?;
+            request = request.header(header::AUTHORIZATION, shown);
         }
         let named = headers.iter().any(|(name, _)| *name == OPERATOR);
-        if let (false, Ok(user)) = (named, std::env::var("USER")) {
+        let user = std::env::var("USER").ok().and_then(|user| HeaderValue::try_from(user).ok());
+        if let (false, Some(user)) = (named, user) {
             request = request.header(OPERATOR, user);
         }
         for (name, value) in headers {
@@ -201,6 +219,20 @@ impl Client {
 }
 
 impl Client {
+    fn token(&self) -> Result<Option<&str>> {
+        if let Some(known) = self.token.get() {
+            return Ok(known.as_deref());
+        }
+        let read = match &self.token_file {
+            Some(path) => Some(std::fs::read_to_string(path).with_context(|| {
+                format!("cannot read {} (--token-file, GODWIT_TOKEN_FILE)", path.display())
+            })?),
+            None => None,
+        };
+        let read = read.map(|text| text.trim().to_owned()).filter(|token| !token.is_empty());
+        Ok(self.token.get_or_init(|| read).as_deref())
+    }
+
     fn connector(&self) -> Result<HttpsConnector<HttpConnector>> {
         let mut roots = RootCertStore::empty();
         if self.address.starts_with("https:") {

@@ -323,13 +323,7 @@ pub fn main() -> ExitCode {
     }
     let arguments = Arguments::parse();
     let output = arguments.output;
-    let client = match client(&arguments) {
-        Ok(client) => client,
-        Err(error) => {
-            eprintln!("godwit: {error:#}");
-            return ExitCode::from(1);
-        }
-    };
+    let client = client(&arguments);
     let result = match arguments.command {
         Command::Run { config } => return run_node(&config, output),
         Command::Check { file, config } => return check::run(&config.unwrap_or(file), output),
@@ -435,15 +429,13 @@ fn tell(error: &anyhow::Error, output: Output) {
     }
 }
 
-fn client(arguments: &Arguments) -> anyhow::Result<client::Client> {
-    let token = match &arguments.token_file {
-        Some(path) => {
-            Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?)
-        }
-        None => std::env::var("GODWIT_TOKEN").ok(),
-    };
-    let token = token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
-    Ok(client::Client::new(&arguments.admin).with_token(token).with_ca(arguments.ca.clone()))
+fn client(arguments: &Arguments) -> client::Client {
+    let client = client::Client::new(&arguments.admin).with_ca(arguments.ca.clone());
+    if let Some(path) = &arguments.token_file {
+        return client.with_token_file(path.clone());
+    }
+    let token = std::env::var("GODWIT_TOKEN").ok().map(|token| token.trim().to_owned());
+    client.with_token(token.filter(|token| !token.is_empty()))
 }
 
 fn duration(text: &str) -> Result<std::time::Duration, String> {
