@@ -8,7 +8,7 @@ use clap::Subcommand;
 use serde_json::Value;
 
 use super::Output;
-use super::client::Client;
+use super::client::{Client, percent};
 use super::render;
 use super::verbs::show;
 use crate::audit::verify::{Findings, read_checkpoints, verify};
@@ -101,16 +101,4 @@ fn summary(findings: &Findings) -> String {
         None => text.push_str("the audit is whole\n"),
     }
     text
-}
-
-/// A value of a query (RFC 3986, section 2.1).
-fn percent(text: &str) -> String {
-    text.bytes().fold(String::new(), |mut out, byte| {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-        out
-    })
 }

@@ -253,6 +253,23 @@ impl Client {
     }
 }
 
+/// The path of a resource, whatever somebody calls it.
+pub(super) fn resource_path(name: &str) -> String {
+    format!("/api/v1/resources/{}", percent(name))
+}
+
+/// A segment of a path, or a value of a query (RFC 3986, section 2.1).
+pub(super) fn percent(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+        out
+    })
+}
+
 /// `</path>; rel="next"`.
 fn next_page(link: &str) -> Option<&str> {
     let (path, relation) = link.strip_prefix('<')?.split_once('>')?;
@@ -261,4 +278,47 @@ fn next_page(link: &str) -> Option<&str> {
 
 fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(client: &Client) -> String {
+        format!("{:#}", client.text("/livez").expect_err("nothing answers"))
+    }
+
+    #[test]
+    fn whatever_somebody_calls_a_resource_is_one_segment_of_a_path() {
+        assert_eq!(resource_path("shop.eu-1"), "/api/v1/resources/shop.eu-1");
+        assert_eq!(
+            resource_path("ord ers?x=1/../é%#"),
+            "/api/v1/resources/ord%20ers%3Fx%3D1%2F..%2F%C3%A9%25%23"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_sent_is_said_by_its_name() {
+        for address in ["", "a b:9900"] {
+            let why = refused(&Client::new(address));
+            assert!(why.contains("--admin"), "{address:?}: {why}");
+        }
+        let client = Client::new("127.0.0.1:9").with_token(Some("gdw_a\nb".into()));
+        let why = refused(&client);
+        assert!(why.contains("GODWIT_TOKEN") && !why.contains("gdw_a"), "{why}");
+    }
+
+    #[test]
+    fn the_file_of_a_token_is_read_once_and_when_something_is_asked() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("token");
+        let client = Client::new("127.0.0.1:9").with_token_file(file.clone());
+        let why = refused(&client);
+        assert!(why.contains("--token-file") && why.contains(&file.display().to_string()), "{why}");
+        std::fs::write(&file, " gdw_x\n").expect("written");
+        assert_eq!(client.token().expect("it is there"), Some("gdw_x"));
+        std::fs::remove_file(&file).expect("it was there");
+        assert_eq!(client.token().expect("it is known"), Some("gdw_x"));
+        assert_eq!(Client::new("127.0.0.1:9").token().expect("none is needed"), None);
+    }
 }

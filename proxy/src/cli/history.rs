@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::client::Client;
+use super::client::{Client, percent, resource_path};
 use super::{Output, render, verbs};
 use crate::admin::{HistoryView, RowView, moment};
 use crate::clock;
@@ -75,12 +75,13 @@ pub(super) fn run(client: &Client, arguments: &Arguments, output: Output) -> Res
     if let Some(Verb::Export(export)) = &arguments.verb {
         return self::export(client, export, output);
     }
-    let filter = arguments.resource.as_ref().map(|name| format!("&resource={name}")).unwrap_or_default();
+    let filter =
+        arguments.resource.as_ref().map(|name| format!("&resource={}", percent(name))).unwrap_or_default();
     let runs: Vec<MigrationView> =
         client.get(&format!("/api/v1/history?limit={}{filter}", arguments.limit))?;
     if let Some(name) = arguments.resource.as_ref().filter(|_| runs.is_empty()) {
         // One that is not configured any more may well have a history; one that never was is a slip.
-        let _: ResourceView = client.get(&format!("/api/v1/resources/{name}"))?;
+        let _: ResourceView = client.get(&resource_path(name))?;
     }
     verbs::show(output, &runs, |runs| render::history(runs))?;
     Ok(ExitCode::SUCCESS)
@@ -142,7 +143,7 @@ fn pages(client: &Client, export: &Export, json: bool, to: &mut dyn Write) -> Re
     if !export.series.is_empty() {
         let _ = write!(asked, "&series={}", export.series.join(","));
     }
-    let path = format!("/api/v1/resources/{}/history?{asked}", export.resource);
+    let path = format!("{}/history?{asked}", resource_path(&export.resource));
     let resolution = export.resolution.as_ref().map(|name| format!("&resolution={name}")).unwrap_or_default();
     let mut next = format!("{path}&from={from}&to={until}{resolution}");
     let bar = ProgressBar::new(0);

@@ -8,7 +8,7 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::check::Format;
-use super::client::Client;
+use super::client::{Client, resource_path};
 use super::verbs::{done, show};
 use crate::leading::changes::Reservation;
 
@@ -73,7 +73,7 @@ fn read(file: &Path) -> Result<Value> {
 }
 
 pub(super) fn release(client: &Client, resource: &str, output: Format) -> Result<ExitCode> {
-    client.delete(&format!("/api/v1/resources/{resource}"))?;
+    client.delete(&resource_path(resource))?;
     let text = format!("{resource} is dropped; the database of its primary is as it was");
     done(output, &json!({ "resource": resource }), &text)
 }
@@ -84,7 +84,7 @@ pub(super) fn shadow(client: &Client, command: &Shadow, output: Format) -> Resul
         Shadow::Disable { resource } => (resource, Some(false), None),
         Shadow::Show { resource } => (resource, None, None),
     };
-    let path = format!("/api/v1/resources/{resource}/shadow");
+    let path = format!("{}/shadow", resource_path(resource));
     let (mut now, tag) = client.get_tagged::<Value>(&path)?;
     if let Some(enabled) = enabled {
         let Some(section) = now.as_object_mut() else { bail!("{path}: unexpected answer") };

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::Subcommand;
 
-use super::client::Client;
+use super::client::{Client, percent};
 use super::render;
 use super::verbs::{done, show};
 use super::{Output, out, some_time};
@@ -93,7 +93,7 @@ pub(super) fn run(client: &Client, command: Command, output: Output) -> Result<E
                     bail!("there is no token {id:?} that counts")
                 }
                 Some(_) => {}
-                None => drop(client.delete(&format!("/api/v1/tokens/{id}"))?),
+                None => drop(client.delete(&format!("/api/v1/tokens/{}", percent(&id)))?),
             }
             return done(output, &serde_json::json!({ "id": id }), &format!("token {id} is revoked"));
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::client::Client;
+use super::client::{Client, percent, resource_path};
 use super::{Output, out, render};
 use crate::admin::LeadView;
 use crate::config::catalogue;
@@ -59,7 +59,7 @@ pub(super) fn status(
 ) -> Result<ExitCode> {
     loop {
         let views: Vec<ResourceView> = match resource {
-            Some(name) => vec![client.get(&format!("/api/v1/resources/{name}"))?],
+            Some(name) => vec![client.get(&resource_path(name))?],
             None => client.get_all("/api/v1/resources?limit=250")?,
         };
         let read = show(output, &views, |views| render::resources(views))?;
@@ -71,11 +71,11 @@ pub(super) fn status(
 }
 
 pub(super) fn explain(client: &Client, resource: &str, output: Output) -> Result<ExitCode> {
-    let decision: DecisionView = client.get(&format!("/api/v1/resources/{resource}/score"))?;
+    let decision: DecisionView = client.get(&format!("{}/score", resource_path(resource)))?;
     show(output, &decision, render::decision)?;
     if output == Output::Table {
-        let stream: ReplicationView = client.get(&format!("/api/v1/resources/{resource}/replication"))?;
-        let forecast: ForecastView = client.get(&format!("/api/v1/resources/{resource}/forecast"))?;
+        let stream: ReplicationView = client.get(&format!("{}/replication", resource_path(resource)))?;
+        let forecast: ForecastView = client.get(&format!("{}/forecast", resource_path(resource)))?;
         out(format!("\n{}\n{}", super::history::trust(&forecast), render::mode(&stream.mode)))?;
     }
     Ok(ExitCode::SUCCESS)
@@ -83,7 +83,7 @@ pub(super) fn explain(client: &Client, resource: &str, output: Output) -> Result
 
 pub(super) fn plan(client: &Client, resource: &str, to: Option<&str>, output: Output) -> Result<ExitCode> {
     let body = serde_json::json!({ "to": to, "dry_run": true });
-    let answer = client.post(&format!("/api/v1/resources/{resource}/migrations"), &body)?;
+    let answer = client.post(&format!("{}/migrations", resource_path(resource)), &body)?;
     let plan: Plan = serde_json::from_slice(&answer)?;
     planned(&plan, output)
 }
@@ -97,7 +97,7 @@ fn planned(plan: &Plan, output: Output) -> Result<ExitCode> {
 
 pub(super) fn zones(client: &Client, resource: Option<&str>, output: Output) -> Result<ExitCode> {
     if let Some(resource) = resource {
-        let choice: ChoiceView = client.get(&format!("/api/v1/resources/{resource}/zones"))?;
+        let choice: ChoiceView = client.get(&format!("{}/zones", resource_path(resource)))?;
         show(output, &choice, render::choice)?;
     } else {
         let zones: Vec<ZoneView> = client.get("/api/v1/zones")?;
@@ -119,7 +119,7 @@ pub(super) fn doctor(client: &Client, resource: Option<&str>, output: Output) ->
     }
     let found = names
         .iter()
-        .map(|name| client.get(&format!("/api/v1/resources/{name}/doctor")))
+        .map(|name| client.get(&format!("{}/doctor", resource_path(name))))
         .collect::<Result<Vec<DoctorView>>>()?;
     show(output, &found, |found| render::doctor(found))?;
     let go = found.iter().all(|view| view.go);
@@ -139,7 +139,7 @@ pub(super) fn migrate(
     output: Output,
 ) -> Result<ExitCode> {
     let body = serde_json::json!({ "to": to });
-    let answer = client.post(&format!("/api/v1/resources/{resource}/migrations"), &body)?;
+    let answer = client.post(&format!("{}/migrations", resource_path(resource)), &body)?;
     let plan: Plan = serde_json::from_slice(&answer)?;
     if plan.approval.is_some() {
         show(output, &plan, |plan| render::approval(resource, plan))?;
@@ -161,7 +161,7 @@ pub(super) fn take_over(
     wait: bool,
     output: Output,
 ) -> Result<ExitCode> {
-    let answer = client.post(&format!("/api/v1/resources/{resource}/takeover"), body)?;
+    let answer = client.post(&format!("{}/takeover", resource_path(resource)), body)?;
     let plan: Plan = serde_json::from_slice(&answer)?;
     let Some(id) = &plan.id else { return planned(&plan, output) };
     if wait {
@@ -173,7 +173,7 @@ pub(super) fn take_over(
 
 /// Shows a migration until clients are served again.
 fn follow(client: &Client, resource: &str, id: &str, output: Output) -> Result<ExitCode> {
-    let path = format!("/api/v1/resources/{resource}/migrations/{id}");
+    let path = format!("{}/migrations/{id}", resource_path(resource));
     let mut shown = 0;
     loop {
         let view: MigrationView = client.get(&path)?;
@@ -197,12 +197,12 @@ pub(super) fn approve(client: &Client, resource: &str, id: Option<&str>, output:
     let id = match id {
         Some(id) => id.to_owned(),
         None => {
-            let view: ResourceView = client.get(&format!("/api/v1/resources/{resource}"))?;
+            let view: ResourceView = client.get(&resource_path(resource))?;
             let Some(proposal) = view.proposal else { bail!("no move of {resource} is proposed") };
             proposal.id
         }
     };
-    let path = format!("/api/v1/resources/{resource}/proposals/{id}/approve");
+    let path = format!("{}/proposals/{}/approve", resource_path(resource), percent(&id));
     let answer = client.post(&path, &serde_json::json!({}))?;
     let plan: Plan = serde_json::from_slice(&answer)?;
     show(output, &plan, |plan| {
@@ -238,7 +238,7 @@ pub(super) fn lead(client: &Client, without_primary: bool, output: Output) -> Re
 }
 
 fn freezes_path(resource: Option<&str>) -> String {
-    resource.map_or("/api/v1/freezes".into(), |name| format!("/api/v1/resources/{name}/freeze"))
+    resource.map_or("/api/v1/freezes".into(), |name| format!("{}/freeze", resource_path(name)))
 }
 
 pub(super) fn freeze(
@@ -272,19 +272,19 @@ pub(super) fn unfreeze(client: &Client, resource: Option<&str>, output: Output) 
 }
 
 pub(super) fn abort(client: &Client, resource: &str, output: Output) -> Result<ExitCode> {
-    let view: ResourceView = client.get(&format!("/api/v1/resources/{resource}"))?;
+    let view: ResourceView = client.get(&resource_path(resource))?;
     let Some(id) = view.migration else { bail!("no migration of {resource} is under way") };
-    client.post(&format!("/api/v1/resources/{resource}/migrations/{id}/abort"), &serde_json::json!({}))?;
+    client.post(&format!("{}/migrations/{id}/abort", resource_path(resource)), &serde_json::json!({}))?;
     let text = format!("migration {id} is being undone: {} stays the primary", view.primary);
     done(output, &serde_json::json!({ "migration": id, "primary": view.primary }), &text)
 }
 
 pub(super) fn retire(client: &Client, resource: &str, output: Output) -> Result<ExitCode> {
-    let view: ResourceView = client.get(&format!("/api/v1/resources/{resource}"))?;
+    let view: ResourceView = client.get(&resource_path(resource))?;
     let (Some(id), old) = (view.migration, view.shadow) else {
         bail!("no old primary of {resource} soaks: the resource is {}", view.phase)
     };
-    client.post(&format!("/api/v1/resources/{resource}/migrations/{id}/retire"), &serde_json::json!({}))?;
+    client.post(&format!("{}/migrations/{id}/retire", resource_path(resource)), &serde_json::json!({}))?;
     let text = match view.soak {
         Some(soak) if soak.unverified => format!("{old} is retired once both sides compare equal"),
         _ => format!("{old} is being retired"),
@@ -293,7 +293,7 @@ pub(super) fn retire(client: &Client, resource: &str, output: Output) -> Result<
 }
 
 pub(super) fn schema(client: &Client, resource: &str, output: Output) -> Result<ExitCode> {
-    let view: SchemaView = client.get(&format!("/api/v1/resources/{resource}/schema"))?;
+    let view: SchemaView = client.get(&format!("{}/schema", resource_path(resource)))?;
     show(output, &view, render::schema)?;
     Ok(if view.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) })
 }
@@ -307,7 +307,7 @@ pub(super) fn sync_schema(
     let body = serde_json::to_value(request)?;
     let mut done = Vec::new();
     let view = loop {
-        let answer = client.post(&format!("/api/v1/resources/{resource}/schema/sync"), &body)?;
+        let answer = client.post(&format!("{}/schema/sync", resource_path(resource)), &body)?;
         let mut view: SchemaView = serde_json::from_slice(&answer)?;
         done.append(&mut view.done);
         if request.dry_run || view.filling.is_none() {
@@ -337,7 +337,7 @@ fn filled(client: &Client, resource: &str, mut view: SchemaView) -> Result<Vec<S
             tables.push(table);
         }
         std::thread::sleep(ASK_EVERY);
-        view = client.get(&format!("/api/v1/resources/{resource}/schema"))?;
+        view = client.get(&format!("{}/schema", resource_path(resource)))?;
     }
     bar.finish_and_clear();
     // What broke is there again.
@@ -355,12 +355,12 @@ pub(super) fn reseed_tables(
     output: Output,
 ) -> Result<ExitCode> {
     let body = serde_json::to_value(TablesRequest { tables })?;
-    let answer = client.post(&format!("/api/v1/resources/{resource}/reseed/tables"), &body)?;
+    let answer = client.post(&format!("{}/reseed/tables", resource_path(resource)), &body)?;
     let mut view: SchemaView = serde_json::from_slice(&answer)?;
     if view.filling.is_some() {
         let mut done = std::mem::take(&mut view.done);
         done.extend(filled(client, resource, view)?);
-        view = client.get(&format!("/api/v1/resources/{resource}/schema"))?;
+        view = client.get(&format!("{}/schema", resource_path(resource)))?;
         view.done = done;
     }
     show(output, &view, render::schema)?;
@@ -368,7 +368,7 @@ pub(super) fn reseed_tables(
 }
 
 pub(super) fn reseed(client: &Client, resource: &str, output: Output) -> Result<ExitCode> {
-    client.post(&format!("/api/v1/resources/{resource}/reseed"), &serde_json::json!({}))?;
+    client.post(&format!("{}/reseed", resource_path(resource)), &serde_json::json!({}))?;
     let text = format!(
         "the shadow of {resource} is being seeded anew; `godwit status {resource}` shows how far it is"
     );

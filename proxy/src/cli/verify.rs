@@ -7,7 +7,7 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use replicator::verify::Difference;
 
-use super::client::Client;
+use super::client::{Client, resource_path};
 use super::verbs::show;
 use super::{Output, render};
 use crate::controller::verification::{Request, Standing, VerificationView};
@@ -48,7 +48,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(client: &Client, arguments: &Arguments, output: Output) -> Result<ExitCode> {
-    let path = format!("/api/v1/resources/{}/verification", arguments.resource);
+    let path = format!("{}/verification", resource_path(&arguments.resource));
     let asked = if arguments.follow {
         None
     } else if arguments.stop {
