@@ -21,6 +21,8 @@ use crate::history::series::is_ms;
 
 /// Rows asked for at once.
 const PAGE: usize = 10_000;
+/// So many symbolic links are followed, as the system does.
+const LINKS: usize = 40;
 /// Parts of the progress bar for one series.
 const PARTS: u64 = 1_000;
 /// A longer silence than this begins a series of its own, milliseconds: its empty rows would say nothing.
@@ -66,7 +68,7 @@ struct Export {
     /// Each step (fine), five minutes (medium), an hour (coarse); default: the finest that reaches back so far.
     #[arg(long, value_parser = ["fine", "medium", "coarse"])]
     resolution: Option<String>,
-    /// Where to; written whole or not at all. Default: standard output.
+    /// Where to; a file is written whole or not at all. Default: standard output.
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
 }
@@ -97,24 +99,41 @@ fn export(client: &Client, export: &Export, output: Output) -> Result<ExitCode> 
             other => other.map(|_| ExitCode::SUCCESS),
         };
     };
-    let partial = partial(path);
-    let write = || {
+    let rows = into(path, |file| pages(client, export, json, file))
+        .with_context(|| format!("cannot export to {}", path.display()))?;
+    eprintln!("{rows} rows in {}", path.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes what `path` leads to: a file whole or not at all; a pipe or a device stays what it is.
+fn into(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<usize>) -> Result<usize> {
+    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        let file = std::fs::OpenOptions::new().write(true).open(path)?;
+        return write(&mut BufWriter::new(file));
+    }
+    let path = target(path)?;
+    let partial = partial(&path);
+    let whole = || {
         let mut file = BufWriter::new(std::fs::File::create(&partial)?);
-        let rows = pages(client, export, json, &mut file)?;
+        let rows = write(&mut file)?;
         file.into_inner()?.sync_all()?;
-        std::fs::rename(&partial, path)?;
+        std::fs::rename(&partial, &path)?;
         Ok(rows)
     };
-    match write() {
-        Ok(rows) => eprintln!("{rows} rows in {}", path.display()),
-        Err(error) => {
-            // What is left of it is of no use.
-            let _ = std::fs::remove_file(&partial);
-            return Err::<_, anyhow::Error>(error)
-                .with_context(|| format!("cannot export to {}", path.display()));
-        }
+    whole().inspect_err(|_| {
+        // What is left of it is of no use.
+        let _ = std::fs::remove_file(&partial);
+    })
+}
+
+/// What symbolic links lead to, be it there or not.
+fn target(path: &Path) -> std::io::Result<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..LINKS {
+        let Ok(next) = std::fs::read_link(&path) else { return Ok(path) };
+        path = path.parent().unwrap_or(Path::new("")).join(next);
     }
-    Ok(ExitCode::SUCCESS)
+    Err(std::io::Error::other("too many symbolic links"))
 }
 
 fn partial(path: &Path) -> PathBuf {
@@ -339,6 +358,42 @@ mod tests {
         let expected = "series_id,t,value_ms,samples,low,high\nprobe_ms/west,0,1,1,1,1\nprobe_ms/west,1,,,,\n\
             probe_ms/west,2,2,1,2,2\n";
         assert_eq!(String::from_utf8(text).unwrap(), expected);
+    }
+
+    #[test]
+    fn an_export_replaces_files_whole_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let rows = |to: &mut dyn Write| {
+            to.write_all(b"rows\n")?;
+            to.flush()?;
+            Ok(1)
+        };
+        std::fs::write(at("file"), "old").unwrap();
+        std::os::unix::fs::symlink("file", at("link")).unwrap();
+        std::os::unix::fs::symlink("link", at("second")).unwrap();
+        std::os::unix::fs::symlink("new", at("ahead")).unwrap();
+        assert!(into(&at("second"), |_| bail!("no node")).is_err());
+        assert_eq!(std::fs::read_to_string(at("file")).unwrap(), "old");
+        for (path, leads_to) in [("second", "file"), ("ahead", "new")] {
+            assert_eq!(into(&at(path), rows).unwrap(), 1);
+            assert!(at(path).is_symlink() && !at(leads_to).is_symlink(), "{path}");
+            assert_eq!(std::fs::read_to_string(at(leads_to)).unwrap(), "rows\n");
+        }
+        std::os::unix::fs::symlink("round", at("round")).unwrap();
+        assert!(into(&at("round"), rows).is_err());
+
+        let pipe = at("pipe");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let reader = {
+            let pipe = pipe.clone();
+            std::thread::spawn(move || std::fs::read_to_string(pipe).unwrap())
+        };
+        assert_eq!(into(&pipe, rows).unwrap(), 1);
+        assert_eq!(reader.join().unwrap(), "rows\n");
+        assert!(!std::fs::symlink_metadata(&pipe).unwrap().is_file(), "it stays a pipe");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 7, "nothing is left");
     }
 
     #[test]
