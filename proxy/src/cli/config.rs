@@ -2,14 +2,13 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::Subcommand;
 
 use super::check::Format;
 use super::client::Client;
-use super::out;
 use super::verbs::{self, REFUSED};
-use crate::config::entries::Entry;
+use crate::config::entries::{Difference, Entry};
 use crate::leading::changes::Reloaded;
 use crate::leading::comparison::ConfigView;
 
@@ -56,22 +55,20 @@ fn show(client: &Client, origin: bool, prefix: Option<&str>, output: Format) -> 
 
 fn diff(client: &Client, output: Format) -> Result<ExitCode> {
     let view: ConfigView = client.get("/api/v1/config")?;
-    if output == Format::Json {
-        out(serde_json::to_string_pretty(&view.differences)? + "\n")?;
-    }
-    let invalid = view.unreadable.as_ref().or(view.invalid.as_ref());
-    if let Some(why) = invalid {
-        eprintln!("godwit: {why}");
+    if let Some(why) = view.unreadable.as_ref().or(view.invalid.as_ref()) {
+        super::tell(&anyhow!("{why}"), output);
         return Ok(ExitCode::from(INVALID));
     }
-    if output == Format::Json {
-        return Ok(ExitCode::SUCCESS);
-    }
+    verbs::show(output, &view.differences, |differences| compared(differences))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn compared(differences: &[Difference]) -> String {
     let mut said = String::new();
-    if view.differences.is_empty() {
+    if differences.is_empty() {
         said += "the node runs with what the files say\n";
     }
-    for one in &view.differences {
+    for one in differences {
         let text = |value: &Option<serde_json::Value>| {
             value.as_ref().map_or("(not there)".into(), ToString::to_string)
         };
@@ -89,8 +86,7 @@ fn diff(client: &Client, output: Format) -> Result<ExitCode> {
             one.origin
         );
     }
-    out(said)?;
-    Ok(ExitCode::SUCCESS)
+    said
 }
 
 /// What becomes of a key that is written otherwise by now.

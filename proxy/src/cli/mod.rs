@@ -327,7 +327,7 @@ pub fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Run { config } => return run_node(&config, output),
         Command::Check { file, config } => return check::run(&config.unwrap_or(file), output),
-        Command::Ready { live, leads } => verbs::ready(&client, live, leads),
+        Command::Ready { live, leads } => verbs::ready(&client, live, leads, output),
         Command::Status { resource, watch } => verbs::status(&client, resource.as_deref(), watch, output),
         Command::Explain { resource } => verbs::explain(&client, &resource, output),
         Command::Plan { resource, to } => verbs::plan(&client, &resource, to.as_deref(), output),
@@ -482,7 +482,7 @@ fn run_node(path: &std::path::Path, output: Output) -> ExitCode {
     match crate::app::run(config, path) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("godwit: {error:#}");
+            tell(&error, output);
             ExitCode::from(1)
         }
     }

@@ -39,7 +39,7 @@ pub(super) fn show<T: serde::Serialize>(
 }
 
 /// Whether the node takes requests; or, with `live`, whether it runs; or, with `leads`, whether no other one leads.
-pub(super) fn ready(client: &Client, live: bool, leads: bool) -> Result<ExitCode> {
+pub(super) fn ready(client: &Client, live: bool, leads: bool, output: Output) -> Result<ExitCode> {
     let path = if live {
         "/livez"
     } else if leads {
@@ -47,8 +47,8 @@ pub(super) fn ready(client: &Client, live: bool, leads: bool) -> Result<ExitCode
     } else {
         "/readyz"
     };
-    out(client.text(path)?)?;
-    Ok(ExitCode::SUCCESS)
+    let answer = client.text(path)?;
+    done(output, &serde_json::json!({ "answer": answer.trim_end() }), answer.trim_end())
 }
 
 pub(super) fn status(
