@@ -49,7 +49,7 @@ pub(super) enum Command {
 #[derive(Debug, clap::Args)]
 pub(super) struct On {
     /// Work on the state directory of a node (node.state) instead of asking it: for the first token. Needs the right to
-    /// write there.
+    /// write there, as the node's user has it.
     #[arg(long, value_name = "DIRECTORY")]
     state: Option<PathBuf>,
 }

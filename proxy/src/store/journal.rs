@@ -36,6 +36,21 @@ pub enum StoreError {
         /// Why.
         source: std::io::Error,
     },
+    /// It is another user's.
+    #[error(
+        "state database {path} cannot be written: it belongs to user {owner}, and this process is of user {user}; \
+         `chown --reference={directory} {path}*` as root gives it to the owner of its directory"
+    )]
+    ReadOnly {
+        /// The file.
+        path: PathBuf,
+        /// The directory that it is in.
+        directory: PathBuf,
+        /// The number of the user whose it is.
+        owner: u32,
+        /// The number of this process' user.
+        user: u32,
+    },
     /// Another process has it.
     #[error("state database {path} is in use: another godwit runs on this state directory")]
     Locked {

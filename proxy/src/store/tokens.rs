@@ -4,6 +4,9 @@
 //! A file of its own beside the journal, so that `godwit token` works on it while a node runs, and before one ever ran.
 
 use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -129,20 +132,27 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Opens or creates `tokens.db` in `directory`.
+    /// Opens or creates `tokens.db` in `directory`. What root creates there belongs to the directory's owner.
+    ///
+    /// # Errors
+    /// It cannot be read, or not written: then no token could be taken back.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(directory)
-            .map_err(|source| StoreError::Directory { path: directory.to_owned(), source })?;
+        let of_directory = |source| StoreError::Directory { path: directory.to_owned(), source };
+        std::fs::create_dir_all(directory).map_err(of_directory)?;
         let path = directory.join("tokens.db");
-        let prepare = || -> rusqlite::Result<Connection> {
-            let connection = Connection::open(&path)?;
+        create(directory, &path).map_err(of_directory)?;
+        let of_database = |source| StoreError::Database { path: path.clone(), source };
+        let connection = Connection::open(&path).map_err(of_database)?;
+        if connection.is_readonly("main").map_err(of_database)? {
+            return Err(read_only(directory, path));
+        }
+        let prepare = || -> rusqlite::Result<()> {
             connection.busy_timeout(Duration::from_secs(5))?;
             connection.pragma_update(None, "journal_mode", "WAL")?;
             connection.pragma_update(None, "synchronous", "FULL")?;
-            connection.execute_batch(SCHEMA)?;
-            Ok(connection)
+            connection.execute_batch(SCHEMA)
         };
-        let connection = prepare().map_err(|source| StoreError::Database { path: path.clone(), source })?;
+        prepare().map_err(of_database)?;
         Ok(Self { path, connection: Mutex::new(connection) })
     }
 
@@ -233,6 +243,29 @@ impl Tokens {
     }
 }
 
+/// Makes an empty file, which SQLite takes for a database without tables, unless there is one. Nodes do not run as root: theirs are the
+/// directory and what is in it. SQLite gives the files that it makes beside this one the same owner.
+fn create(directory: &Path, path: &Path) -> io::Result<()> {
+    let file = match OpenOptions::new().write(true).create_new(true).open(path) {
+        Ok(file) => file,
+        Err(_) if path.exists() => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let of = std::fs::metadata(directory)?;
+    if rustix::process::geteuid().is_root() && of.uid() != 0 {
+        fchown(&file, Some(of.uid()), Some(of.gid())).inspect_err(|_| drop(std::fs::remove_file(path)))?;
+    }
+    Ok(())
+}
+
+fn read_only(directory: &Path, path: PathBuf) -> StoreError {
+    let user = rustix::process::geteuid().as_raw();
+    match std::fs::metadata(&path) {
+        Ok(file) => StoreError::ReadOnly { path, directory: directory.to_owned(), owner: file.uid(), user },
+        Err(source) => StoreError::Directory { path, source },
+    }
+}
+
 const COLUMNS: &str = "id, name, role, resources, created_ms, created_by, expires_ms, revoked_ms, revoked_by";
 
 fn view(row: &Row<'_>) -> rusqlite::Result<TokenView> {
@@ -306,6 +339,23 @@ mod tests {
             let bytes = std::fs::read(entry.expect("an entry").path()).expect("a file");
             assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()));
         }
+    }
+
+    #[test]
+    fn what_root_creates_belongs_to_the_owner_of_the_directory() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        std::os::unix::fs::chown(directory.path(), Some(65_534), Some(65_533)).expect("root may");
+        let tokens = Tokens::open(directory.path()).expect("open");
+        tokens.create(new("ann", None), "root", Timestamp(0)).expect("create");
+        let mut owners = Vec::new();
+        for entry in std::fs::read_dir(directory.path()).expect("the directory") {
+            let file = entry.expect("an entry").metadata().expect("a file");
+            owners.push((file.uid(), file.gid()));
+        }
+        assert_eq!(owners, [(65_534, 65_533); 3], "the database, its log, its shared memory");
     }
 
     #[test]
