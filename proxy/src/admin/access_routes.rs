@@ -16,11 +16,6 @@ use crate::store::{Issued, NewToken, TokenView};
 
 type Answer<T> = Result<T, Problem>;
 
-/// Longest name of a token, characters.
-const NAME: usize = 100;
-/// Longest life of a token, seconds: ten years.
-const LIFE_S: u64 = 10 * 366 * 86_400;
-
 /// Who the caller is.
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub(super) struct WhoView {
@@ -110,12 +105,8 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
 fn check(new: &NewToken, state: &AdminState) -> Answer<()> {
     let wrong = |what: String| Err(Problem::new(StatusCode::BAD_REQUEST, "token", what));
-    if new.name.trim().is_empty() || new.name.chars().count() > NAME || new.name.chars().any(char::is_control)
-    {
-        return wrong(format!("name must have 1 to {NAME} printable characters"));
-    }
-    if new.expires_s.is_some_and(|seconds| seconds == 0 || seconds > LIFE_S) {
-        return wrong(format!("expires_s must be 1 to {LIFE_S}"));
+    if let Err(what) = new.check() {
+        return wrong(what);
     }
     let Some(names) = &new.resources else { return Ok(()) };
     if names.is_empty() {

@@ -65,7 +65,10 @@ pub(super) fn run(client: &Client, command: Command, output: Output) -> Result<E
             let new =
                 NewToken { name, role, resources, expires_s: expires.map(|life| life.as_secs().max(1)) };
             let issued: Issued = match &on.state {
-                Some(_) => on.open()?.create(new, &whoever(), clock::now())?,
+                Some(_) => {
+                    new.check().map_err(anyhow::Error::msg)?;
+                    on.open()?.create(new, &whoever(), clock::now())?
+                }
                 None => serde_json::from_slice(&client.post("/api/v1/tokens", &serde_json::to_value(new)?)?)?,
             };
             match output {

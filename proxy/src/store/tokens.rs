@@ -21,6 +21,10 @@ use super::StoreError;
 use crate::admin::access::{Caller, Role, Scope, Via};
 use crate::lock::lock;
 
+/// Longest name of a token, characters.
+const NAME: usize = 100;
+/// Longest life of a token, seconds: ten years.
+const LIFE_S: u64 = 10 * 366 * 86_400;
 /// What every token begins with, so that scanners for leaked secrets find them.
 const PREFIX: &str = "gdw_";
 
@@ -76,6 +80,23 @@ pub struct NewToken {
     /// How long it lives, seconds; none: until it is revoked.
     #[serde(default)]
     pub expires_s: Option<u64>,
+}
+
+impl NewToken {
+    /// Whether it can be told apart in lists and in the audit, and ends some time.
+    ///
+    /// # Errors
+    /// In words why not.
+    pub fn check(&self) -> Result<(), String> {
+        let name = &self.name;
+        if name.trim().is_empty() || name.chars().count() > NAME || name.chars().any(char::is_control) {
+            return Err(format!("name must have 1 to {NAME} printable characters"));
+        }
+        if self.expires_s.is_some_and(|seconds| seconds == 0 || seconds > LIFE_S) {
+            return Err(format!("expires_s must be 1 to {LIFE_S}"));
+        }
+        Ok(())
+    }
 }
 
 /// A new token with its secret: the only time that it is seen.
@@ -356,6 +377,17 @@ mod tests {
             owners.push((file.uid(), file.gid()));
         }
         assert_eq!(owners, [(65_534, 65_533); 3], "the database, its log, its shared memory");
+    }
+
+    #[test]
+    fn a_token_has_a_name_and_an_end() {
+        for name in ["", " ", "a\nb", &"x".repeat(101)] {
+            assert!(new(name, None).check().is_err_and(|why| why.starts_with("name")), "{name:?}");
+        }
+        for life in [0, LIFE_S + 1] {
+            assert!(new("ann", Some(life)).check().is_err_and(|why| why.starts_with("expires_s")), "{life}");
+        }
+        assert_eq!(new("ann", Some(LIFE_S)).check(), Ok(()));
     }
 
     #[test]
