@@ -210,24 +210,28 @@ impl Gain {
     }
 }
 
+/// Whether the shadow is forecast to be faster, whatever that is worth. A primary whose probe fails is worse than any shadow that answers;
+/// one of which nothing is known need not be.
+pub(crate) fn is_faster(world: &World) -> bool {
+    let both = world.side_by_side();
+    let Some(shadow) = both.shadow.value() else { return false };
+    both.primary.value().map_or(world.primary_fails, |primary| shadow.median_ms < primary.median_ms)
+}
+
 /// A service that has become slow by itself is as slow in the other zone: its latency term is high, and a move brings nothing. So where that term
 /// carries the score, what it would be against the shadow must be worth more than a move costs.
 fn shadow_better(policy: &Policy, world: &World, score: &Score) -> Guard {
     let both = world.side_by_side();
-    let (mut passed, mut value) = match (both.primary, both.shadow) {
-        (Fact::Known { value: primary, .. }, Fact::Known { value: shadow, .. }) => (
-            shadow.median_ms < primary.median_ms,
-            format!(
-                "{} forecast {:.1} ms in {}, {:.1} ms in {}",
-                both.of, shadow.median_ms, world.shadow, primary.median_ms, world.primary
-            ),
+    let mut passed = is_faster(world);
+    let mut value = match (both.primary, both.shadow) {
+        (Fact::Known { value: primary, .. }, Fact::Known { value: shadow, .. }) => format!(
+            "{} forecast {:.1} ms in {}, {:.1} ms in {}",
+            both.of, shadow.median_ms, world.shadow, primary.median_ms, world.primary
         ),
-        // A primary whose probe fails is worse than any shadow that answers; one of which nothing is known need not be.
-        (Fact::Unknown { why }, Fact::Known { value: shadow, .. }) => (
-            world.primary_fails,
-            format!("{:.1} ms in {}; {} unknown: {why}", shadow.median_ms, world.shadow, world.primary),
-        ),
-        (_, Fact::Unknown { why }) => (false, format!("{} unknown: {why}", world.shadow)),
+        (Fact::Unknown { why }, Fact::Known { value: shadow, .. }) => {
+            format!("{:.1} ms in {}; {} unknown: {why}", shadow.median_ms, world.shadow, world.primary)
+        }
+        (_, Fact::Unknown { why }) => format!("{} unknown: {why}", world.shadow),
     };
     let mut limit = format!("lower in {}", world.shadow);
     if let Some(gain) = Gain::of(policy, world).filter(|_| carried_by_latency(policy, score)) {

@@ -1,7 +1,7 @@
 //! What would change a verdict: for each fact the smallest change, all else equal. Solved, not searched; what is proposed here is
 //! tried by the tests against [`decide`](crate::decide::decide) itself.
 
-use crate::decide::{Gain, carried_by_latency, guarded, name, needed};
+use crate::decide::{Gain, carried_by_latency, guarded, is_faster, name, needed};
 use crate::policy::{Bound, Mode, Policy};
 use crate::report::{Flip, Guard, Verdict};
 use crate::score::{RAW_LIMIT, Score};
@@ -10,8 +10,8 @@ use crate::world::{Fact, World};
 /// Steps over a border, as a share: a bound must be cleared, not met.
 const OVER: f64 = 1e-9;
 
-/// The changes of single facts that change the verdict, smallest first. Where several guards fail, no single one does;
-/// `sustained` follows the score and counts with it.
+/// The changes of single facts that change the verdict, smallest first. Where several guards fail, no single one does, but where what a move
+/// brings of latency is too little: another term that carries the score makes up for both. `sustained` follows the score and counts with it.
 pub(crate) fn flips(
     policy: &Policy,
     world: &World,
@@ -25,12 +25,16 @@ pub(crate) fn flips(
     let moves = *verdict != Verdict::Stay;
     let failed = |guard: &&Guard| !guard.passed;
     let score_fails = guards.iter().any(|guard| guard.name == name::SCORE && !guard.passed);
-    let mut counted =
-        guards.iter().filter(failed).filter(|guard| !score_fails || guard.name != name::SUSTAINED);
-    let (first, more) = (counted.next(), counted.next());
-    let mut flips = match (first, more) {
-        (None, _) if moves => every_way_out(policy, world, score),
-        (Some(guard), None) => ways_in(policy, world, score, guard),
+    let counted = guards.iter().filter(failed).filter(|guard| !score_fails || guard.name != name::SUSTAINED);
+    let counted: Vec<_> = counted.collect();
+    let mut flips = match counted[..] {
+        [] if moves => every_way_out(policy, world, score),
+        [guard] => ways_in(policy, world, score, guard),
+        [guard, other] if (guard.name, other.name) == (name::SCORE, name::BETTER) && is_faster(world) => {
+            let mut flips = ways_in(policy, world, score, guard);
+            flips.retain(|flip| flip.of != "latency");
+            flips
+        }
         _ => Vec::new(),
     };
     flips.sort_by(|one, other| one.size.total_cmp(&other.size));
@@ -88,7 +92,7 @@ fn ways_in(policy: &Policy, world: &World, score: &Score, guard: &Guard) -> Vec<
         name::SCORE => {
             let then = format!("{then}, once that has lasted {:.0} s", policy.sustain.as_secs_f64());
             let missing = needed(policy) - score.lower;
-            by_score(world, score, [missing; 2], &then)
+            by_score(world, score, [missing, missing.max(by_others(policy, world, score))], &then)
         }
         name::LAG => by_lag(world, policy.max_lag.0 as f64, &then),
         name::BETTER => match better(policy, world, score) {
@@ -110,9 +114,7 @@ fn ways_in(policy: &Policy, world: &World, score: &Score, guard: &Guard) -> Vec<
 fn every_way_out(policy: &Policy, world: &World, score: &Score) -> Vec<Flip> {
     let then = "no move".to_owned();
     let missing = needed(policy) - score.lower;
-    // Where the latency is no gain, the other terms must go on clearing what is needed by themselves.
-    let pays = Gain::of(policy, world).is_none_or(|gain| gain.pays(policy));
-    let others = if pays { missing } else { missing.max(needed(policy) - score.others_lower()) };
+    let others = missing.max(by_others(policy, world, score));
     let mut flips = by_score(world, score, [missing, others], &then);
     flips.extend(by_lag(world, policy.max_lag.0 as f64 + 1.0, &then));
     if let Some((shadow, border)) = better(policy, world, score) {
@@ -122,6 +124,12 @@ fn every_way_out(policy: &Policy, world: &World, score: &Score) -> Vec<Flip> {
         flips.extend(by_extra(policy, world, guard.fact.name(), false, &then));
     }
     flips
+}
+
+/// What the other terms lack to clear what is needed by themselves, as they must where the latency is no gain.
+fn by_others(policy: &Policy, world: &World, score: &Score) -> f64 {
+    let pays = Gain::of(policy, world).is_none_or(|gain| gain.pays(policy));
+    if pays { f64::NEG_INFINITY } else { needed(policy) - score.others_lower() }
 }
 
 /// Median forecast of the shadow, and below which it is forecast better.

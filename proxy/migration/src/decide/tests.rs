@@ -214,6 +214,28 @@ fn what_would_be_as_slow_in_the_other_zone_stays() {
 }
 
 #[test]
+fn what_would_make_the_price_carry_a_move_is_told_where_the_latency_does_not() {
+    let by_cost = policy(|parts| parts.weights.cost = 1.0);
+    let dear = World {
+        latency: known(Outlook { lower_ms: 41.0, median_ms: 42.0, upper_ms: 50.0 }),
+        primary_cost: known(2.0),
+        shadow_cost: known(1.5),
+        ..slow_by_itself()
+    };
+    let report = decide(&by_cost, &dear, NOW);
+    let failed: Vec<_> = report.guards.iter().filter(|guard| !guard.passed).map(|guard| guard.name).collect();
+    assert_eq!(failed, [name::SCORE, name::BETTER]);
+    // 0.25 of the 0.30 that it has to clear alone: what the latency adds makes no move of it.
+    let told: Vec<_> = report.flips.iter().map(|flip| (flip.of, &*flip.from, &*flip.to)).collect();
+    assert_eq!(told, [("cost", "1.500/h", "1.400/h")]);
+    let moves = |cost| decide(&by_cost, &World { shadow_cost: known(cost), ..dear.clone() }, NOW).verdict;
+    assert_eq!((moves(1.401), moves(1.399) == Verdict::Stay), (Verdict::Stay, false));
+    // Where the shadow is not nearer at all, the price alone changes nothing.
+    let farther = World { shadow_probe: known(outlook(2.02)), ..dear };
+    assert!(decide(&by_cost, &farther, NOW).flips.is_empty());
+}
+
+#[test]
 fn a_primary_of_which_nothing_is_known_is_not_left_for_that() {
     let blind = World { primary_probe: Fact::unknown("it was not probed yet"), ..world() };
     assert!(!moves_in(&blind));
@@ -438,8 +460,8 @@ fn edit(world: &World, policy: &Policy, of: &str, moves: bool, share: f64) -> Wo
     let mut missing = needed(policy) - score.lower;
     let gain = world.latency.value().zip(world.expected_from_shadow());
     let pays = gain.is_none_or(|(here, (there, _))| here.median_ms > there * (1.0 + policy.disruption));
-    if moves && of != "latency" && !pays {
-        // From there on the latency would have to carry the score.
+    if of != "latency" && !pays {
+        // The latency must not have to carry the score.
         missing = missing.max(needed(policy) - score.others_lower());
     }
     let missing = missing * share;
