@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::certificates::Renewal;
+use self::certificates::{Renewal, Written};
 use crate::causes::chain;
 use crate::config::model::{Config, Database, Zone};
 use crate::controller::databases::Databases;
@@ -29,6 +29,8 @@ use crate::lock::lock;
 pub struct Links {
     /// Nodes of other zones, by zone.
     peers: BTreeMap<String, Arc<Connector>>,
+    /// When the files of the certificates had been written, from before they were read.
+    written: Written,
     spill: Spill,
     /// Of initial copies.
     snapshots: Snapshots,
@@ -37,6 +39,7 @@ pub struct Links {
 impl Links {
     /// Opens no connection yet. Needs a tokio runtime.
     pub fn new(config: &Config) -> Result<Self> {
+        let written = config.node.link.as_ref().map(certificates::written).unwrap_or_default();
         let mut peers = BTreeMap::new();
         for (zone, settings) in &config.zones {
             let (Some(address), Some(node), Some(own)) = (&settings.link, &settings.node, &config.node.link)
@@ -49,7 +52,7 @@ impl Links {
                 peers.insert(zone.clone(), Arc::new(connector));
             }
         }
-        Ok(Self { peers, spill: config.node.spill.clone(), snapshots: Snapshots::default() })
+        Ok(Self { peers, written, spill: config.node.spill.clone(), snapshots: Snapshots::default() })
     }
 
     /// What opens links to the node of `zone`, if there is one.
@@ -103,6 +106,7 @@ impl Links {
             node: config.node.name.clone(),
             connectors: self.peers.values().cloned().collect(),
             listener: listener.clone(),
+            seen: self.written,
         };
         tasks.spawn(stop.clone().run_until_cancelled_owned(renewal.run()));
         let local = Arc::new(Local::new(config, &self.snapshots));
@@ -213,3 +217,6 @@ fn source_end(database: &Database, spill: Spill, copy: CopyOptions) -> LocalEnd 
 fn target_end(database: &Database) -> LocalEnd {
     LocalEnd::Target { dsn: database.dsn.clone() }
 }
+
+#[cfg(test)]
+mod tests;

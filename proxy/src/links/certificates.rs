@@ -15,6 +15,15 @@ use crate::config::model::NodeLink;
 /// How often the PEM files are looked at.
 const LOOK: Duration = Duration::from_secs(2);
 
+/// When each file was last written, where that can be known.
+pub(super) type Written = [Option<SystemTime>; 3];
+
+/// As the files are now.
+pub(super) fn written(link: &NodeLink) -> Written {
+    let of = |path: &Path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    [of(&link.tls.cert), of(&link.tls.key), of(&link.tls.ca)]
+}
+
 /// Reads the files.
 pub(super) fn read(link: &NodeLink) -> Result<Identity> {
     let read = |path: &Path| {
@@ -35,22 +44,23 @@ pub(super) struct Renewal {
     pub(super) node: String,
     pub(super) connectors: Vec<Arc<Connector>>,
     pub(super) listener: Listener,
+    /// From before any of them read the files: what is written meanwhile is read again.
+    pub(super) seen: Written,
 }
 
 impl Renewal {
     /// Looks for ever. Files that do not fit together leave what was there.
-    pub(super) async fn run(self) {
-        let mut seen = self.changed();
+    pub(super) async fn run(mut self) {
         let mut warned = None;
         loop {
             tokio::time::sleep(LOOK).await;
-            let now = self.changed();
-            if now == seen {
+            let now = written(&self.link);
+            if now == self.seen {
                 continue;
             }
             match self.renew() {
                 Ok(()) => {
-                    seen = now;
+                    self.seen = now;
                     tracing::info!("new links use the new certificates");
                 }
                 // A certificate is often there a moment before its key.
@@ -70,11 +80,5 @@ impl Renewal {
             connector.renew(&identity)?;
         }
         Ok(self.listener.renew(&identity)?)
-    }
-
-    fn changed(&self) -> [Option<SystemTime>; 3] {
-        let of = |path: &Path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-        let tls = &self.link.tls;
-        [of(&tls.cert), of(&tls.key), of(&tls.ca)]
     }
 }
