@@ -118,7 +118,7 @@ impl Links {
                 let local = local.clone();
                 tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
                     match incoming.finish().await {
-                        Ok(link) => {
+                        Ok(Some(link)) => {
                             let served =
                                 pump::serve_link(Box::new(link), |hello, peer| local.answer(hello, peer))
                                     .await;
@@ -126,6 +126,8 @@ impl Links {
                                 tracing::warn!(error = chain(error), "stream of another node ended");
                             }
                         }
+                        // Only the way was measured.
+                        Ok(None) => {}
                         Err(error) => tracing::warn!(error = chain(error), "link refused"),
                     }
                 }));

@@ -536,7 +536,7 @@ pub(crate) fn agent(listener: Listener, end: LocalEnd) -> AbortOnDropHandle<()> 
         while let Some(incoming) = listener.accept().await {
             let end = end.clone();
             tokio::spawn(async move {
-                let Ok(link) = incoming.finish().await else { return };
+                let Ok(Some(link)) = incoming.finish().await else { return };
                 let answer = move |hello: &Hello, peer: Option<&Peer>| {
                     if peer.map(|peer| peer.name.as_str()) != Some("edge-a") || hello.spec.resource != "shop"
                     {

@@ -41,7 +41,7 @@ impl Served {
         let accepting = listener.clone();
         let serving = tokio::spawn(async move {
             while let Some(incoming) = accepting.accept().await {
-                let Ok(link) = incoming.finish().await else { continue };
+                let Ok(Some(link)) = incoming.finish().await else { continue };
                 let end = end.clone();
                 let answer = move |_: &_, _: Option<&Peer>| {
                     Ok(Answer {

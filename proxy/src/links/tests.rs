@@ -26,6 +26,28 @@ fn identity(folder: &Path, node: &str) -> Identity {
     }
 }
 
+#[tokio::test]
+async fn who_only_measures_the_way_is_not_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    make(folder.path());
+    let far = identity(folder.path(), "far");
+    let listener = Listener::bind(&far, LOOPBACK, &["near".into()]).unwrap();
+    let address = listener.local_address().unwrap().to_string();
+    let connector = Connector::new(&identity(folder.path(), "near"), &address, "far").unwrap();
+    for _ in 0..10 {
+        let answered = async { listener.accept().await.unwrap().finish().await };
+        let (measured, answered) = tokio::join!(connector.measure(), answered);
+        assert!(measured.is_ok(), "{measured:?}");
+        let none = answered.map(|link| link.is_none()).map_err(chain);
+        assert_eq!(none, Ok(true));
+    }
+    // Who hangs up without a word is.
+    let answered = async { listener.accept().await.unwrap().finish().await };
+    let hang_up = async { connector.connect().await.map(drop) };
+    let (hung_up, answered) = tokio::join!(hang_up, answered);
+    assert!(hung_up.is_ok() && answered.is_err());
+}
+
 /// Between what opens links and what takes them reads the files.
 #[tokio::test]
 async fn certificates_that_are_replaced_while_the_node_starts_are_used_for_all_links() {

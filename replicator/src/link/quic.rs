@@ -32,6 +32,9 @@ const ALPN: &[u8] = b"godwit/1";
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 const STREAM_WINDOW: u32 = 32 << 20;
 
+/// Why a connection is closed: it was only for [`Connector::measure`].
+const MEASURED: quinn::VarInt = quinn::VarInt::from_u32(2);
+
 /// One side's certificate, its key, and the CA that both sides must come from, as PEM text.
 #[derive(Clone)]
 pub struct Identity {
@@ -270,7 +273,7 @@ impl Connector {
             .map_err(|_| self.failed("no answer"))
             .and_then(|opened| opened)?;
         let transport = transport_of(&connection);
-        connection.close(0u8.into(), b"only measured the way");
+        connection.close(MEASURED, b"only measured the way");
         Ok(transport)
     }
 }
@@ -342,8 +345,8 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// Handshake, name check, and the other side's stream.
-    pub async fn finish(self) -> Result<QuicLink, Error> {
+    /// Handshake, name check, and the other side's stream; `None` from one that only measured the way.
+    pub async fn finish(self) -> Result<Option<QuicLink>, Error> {
         let from = self.handshake.remote_address();
         let failed = |why: String| Error::Link(format!("from {from}: {why}"));
         let open = async {
@@ -355,8 +358,13 @@ impl Incoming {
                 connection.close(1u8.into(), b"certificate name not known here");
                 return Err(failed(format!("certificate names {:?} are not known here", names.dns)));
             };
-            let (send, recv) = connection.accept_bi().await.map_err(|error| failed(error.to_string()))?;
-            Ok(QuicLink::new(connection, send, recv, names.into_peer(name), self.scoped))
+            match connection.accept_bi().await {
+                Ok((send, recv)) => {
+                    Ok(Some(QuicLink::new(connection, send, recv, names.into_peer(name), self.scoped)))
+                }
+                Err(quinn::ConnectionError::ApplicationClosed(why)) if why.error_code == MEASURED => Ok(None),
+                Err(error) => Err(failed(error.to_string())),
+            }
         };
         tokio::time::timeout(OPEN_TIMEOUT, open)
             .await
