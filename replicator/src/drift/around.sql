@@ -164,9 +164,9 @@ SELECT CASE WHEN of IS NULL THEN 'sequence' ELSE 'its sequence' END, coalesce(of
          WHEN whose = 'column''s' THEN format('ALTER TABLE %s ALTER COLUMN %s ADD GENERATED %s AS IDENTITY (SEQUENCE NAME %s %s)', of, by,
            CASE attidentity WHEN 'a' THEN 'ALWAYS' ELSE 'BY DEFAULT' END, name, regexp_replace(counts, '^AS \S+( \S+)? (?=INCREMENT)', ''))
          -- A table's sequence has its table's owner: whoever that is over there by then.
-         WHEN whose = 'table''s' THEN format('CREATE SEQUENCE IF NOT EXISTS %1$s %2$s; DO $godwit$BEGIN EXECUTE (SELECT format(''ALTER SEQUENCE %%s OWNER TO %%I'', '
-           '%5$L, pg_catalog.pg_get_userbyid(relowner)) FROM pg_catalog.pg_class WHERE oid = %3$L::pg_catalog.regclass); END$godwit$; '
-           'ALTER SEQUENCE %1$s OWNED BY %3$s.%4$s', name, counts, of, by, name) END
+         WHEN whose = 'table''s' THEN format('CREATE SEQUENCE IF NOT EXISTS %1$s %2$s; DO %3$L; ALTER SEQUENCE %1$s OWNED BY %4$s.%5$s', name, counts,
+           format('BEGIN EXECUTE (SELECT format(''ALTER SEQUENCE %%s OWNER TO %%I'', %L, pg_catalog.pg_get_userbyid(relowner)) '
+             'FROM pg_catalog.pg_class WHERE oid = %L::pg_catalog.regclass); END', name, of), of, by) END
 FROM counters
 UNION ALL
 SELECT 'type', y.name, '', CASE y.typtype WHEN 'e' THEN 'enum' WHEN 'c' THEN format('(%s)', s.columns)

@@ -2,6 +2,7 @@
 
 use super::When;
 use crate::postgres::quote_ident;
+use crate::schema::statements::outside;
 
 /// What a column has where nothing is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +29,8 @@ impl<'d> Parts<'d> {
     fn of(definition: &'d str) -> Self {
         let (rest, filled) =
             definition.strip_suffix(" NOT NULL").map_or((definition, false), |rest| (rest, true));
-        let at = |word: &str| rest.find(word).map_or(usize::MAX, |at| at);
+        // The name of a type may have these words as well.
+        let at = |words: &str| outside(rest, words).unwrap_or(usize::MAX);
         let (default, generated) = (at(" DEFAULT "), at(" GENERATED "));
         let (kind, value) = rest.split_at(default.min(generated).min(rest.len()));
         Self { kind, value: Value::of(value), filled }
@@ -238,5 +240,7 @@ mod tests {
         );
         assert_eq!(kind("text COLLATE public.x DEFAULT 'a GENERATED b'"), Some("text COLLATE public.x"));
         assert_eq!(kind(IDENTITY), None);
+        let odd = |number: i32| format!("s.\"x DEFAULT {number}; DROP TABLE t;--\"");
+        assert_eq!(step(&odd(2), &odd(1), 17), Step::Anew, "it is a type's name");
     }
 }

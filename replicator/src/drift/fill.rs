@@ -28,7 +28,7 @@ use crate::error::Error;
 use crate::fence::refused;
 use crate::postgres::connection::settings_sql;
 use crate::postgres::slot::{KEYLESS, Lane};
-use crate::postgres::{Dsn, connect, quote_ident, quote_literal};
+use crate::postgres::{Dsn, block, connect, quote_ident, quote_literal};
 
 /// How long a table of the shadow may stay locked by others.
 pub(super) const PATIENCE: &str = "5s";
@@ -493,13 +493,13 @@ async fn published(
         ),
     };
     let lock = format!(
-        "BEGIN; SET LOCAL synchronous_commit = local; \
-         DO $godwit$ DECLARE one text; locked text[] = '{{}}'; names text[] = ARRAY[{}]::text[]; tries text[] = ARRAY[{}]; BEGIN \
+        "DECLARE one text; locked text[] = '{{}}'; names text[] = ARRAY[{}]::text[]; tries text[] = ARRAY[{}]; BEGIN \
            {each} \
-           PERFORM pg_catalog.set_config('godwit.locked', locked::text, true); END $godwit$",
+           PERFORM pg_catalog.set_config('godwit.locked', locked::text, true); END",
         listed.join(", "),
         tried.join(", ")
     );
+    let lock = format!("BEGIN; SET LOCAL synchronous_commit = local; {}", block(&lock));
     source.batch_execute(&lock).await?;
     // All who wrote them before are through, and nobody has written them since.
     let moment = "SELECT pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_export_snapshot(), \

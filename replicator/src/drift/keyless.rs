@@ -8,7 +8,7 @@ use super::fill::not_whole;
 use crate::error::Error;
 use crate::fence::refused;
 use crate::postgres::slot::{KEYLESS, Lane, TELLING_INDEX, USER_TABLES};
-use crate::postgres::{quote_ident, quote_literal};
+use crate::postgres::{block, quote_ident, quote_literal};
 
 const LANES: [Lane; 2] = [Lane::Main, Lane::Critical];
 
@@ -32,10 +32,10 @@ pub async fn identify(source: &Client) -> Result<Vec<String>, Error> {
     for line in &lines {
         let line = quote_literal(line);
         let give = format!(
-            "DO $godwit$ BEGIN PERFORM pg_catalog.set_config('lock_timeout', '{MOMENT}', true); EXECUTE {line}; \
-             EXCEPTION WHEN lock_not_available OR undefined_table OR undefined_object OR insufficient_privilege THEN END $godwit$"
+            "BEGIN PERFORM pg_catalog.set_config('lock_timeout', '{MOMENT}', true); EXECUTE {line}; \
+             EXCEPTION WHEN lock_not_available OR undefined_table OR undefined_object OR insufficient_privilege THEN END"
         );
-        source.batch_execute(&give).await.map_err(failed)?;
+        source.batch_execute(&block(&give)).await.map_err(failed)?;
     }
     let left = wanted().await.map_err(failed)?;
     lines.retain(|line| !left.contains(line));
@@ -83,10 +83,10 @@ pub async fn unpublish(
         for lane in LANES {
             let publication = quote_ident(&lane.publication_name(resource));
             let drop = format!(
-                "DO $godwit$ BEGIN ALTER PUBLICATION {publication} DROP TABLE {table}; \
-                 EXCEPTION WHEN undefined_object OR undefined_table THEN END $godwit$"
+                "BEGIN ALTER PUBLICATION {publication} DROP TABLE {table}; \
+                 EXCEPTION WHEN undefined_object OR undefined_table THEN END"
             );
-            source.batch_execute(&drop).await.map_err(refused("publish a table no more"))?;
+            source.batch_execute(&block(&drop)).await.map_err(refused("publish a table no more"))?;
         }
     }
     Ok(())

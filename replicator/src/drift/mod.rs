@@ -33,6 +33,7 @@ use crate::error::Error;
 use crate::fence::{refused, rows};
 use crate::postgres::connection::SESSION_SETTINGS;
 use crate::postgres::slot::{KEYLESS_OF_T, PASSING, filled};
+use crate::schema::statements::outside;
 
 use columns::Step;
 use identities::{Index, Known, Number};
@@ -483,7 +484,7 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
         }
         let mend = match &shape.undo {
             Some(sql) => Mend::Add(sql.clone()),
-            None => match drop_sql(key) {
+            None => match drop_sql(key, shape) {
                 // No row is lost by it, and what is made anew may be used by everybody.
                 Some(sql)
                     if kind.starts_with(RIGHT) || kind == UNVALIDATED || APART.contains(&kind.as_str()) =>
@@ -640,7 +641,8 @@ fn changed(
         }
         of if of.starts_with(RIGHT) && there.definition.ends_with(" with grant option") => {
             // Who had it from there loses it on the source as well, or gets it of the owner.
-            let option = drop_sql(key)?.replacen("REVOKE ", "REVOKE GRANT OPTION FOR ", 1) + " CASCADE";
+            let option =
+                drop_sql(key, there)?.replacen("REVOKE ", "REVOKE GRANT OPTION FOR ", 1) + " CASCADE";
             return Some((Mend::Add(option), When::Now));
         }
         _ => {}
@@ -649,7 +651,7 @@ fn changed(
 }
 
 /// The same of what is made anew.
-fn replaced((kind, owner, name): &Key, wanted: &Shape) -> Mend {
+fn replaced(key @ (kind, owner, _): &Key, wanted: &Shape) -> Mend {
     let sql = wanted.sql.as_deref().unwrap_or_default();
     if let Some(rest) = sql.strip_prefix("CREATE MATERIALIZED VIEW ") {
         // Its rows are those of others, and refreshed before a move.
@@ -666,7 +668,7 @@ fn replaced((kind, owner, name): &Key, wanted: &Shape) -> Mend {
         return Mend::Add(sql.to_owned());
     }
     // What is gone can be made anew.
-    match drop_sql(&(kind.clone(), owner.clone(), name.clone())) {
+    match drop_sql(key, wanted) {
         Some(drop) if !sql.is_empty() && MADE_ANEW.contains(&kind.as_str()) => Mend::Drop(drop),
         _ => Mend::Person(None),
     }
@@ -678,15 +680,26 @@ fn nullable(table: &str, column: &str) -> String {
 
 /// What a right is, and the role that has it: `SELECT (id) to app`.
 fn whose(right: &str) -> Option<(&str, &str)> {
-    let columns = right.find(") to ").map_or(0, |end| end + 1);
-    let (_, role) = right[columns..].split_once(" to ")?;
-    Some((right[..right.len() - role.len()].strip_suffix(" to ")?, role))
+    let at = outside(right, " to ")?;
+    Some((&right[..at], &right[at + " to ".len()..]))
 }
 
-fn drop_sql((kind, owner, name): &Key) -> Option<String> {
-    if let Some(of) = kind.strip_prefix(RIGHT) {
-        let (what, role) = whose(name)?;
-        return Some(format!("REVOKE {what} ON {} {owner} FROM {role}", of.to_uppercase()));
+/// Takes away a right that this gives: what it is on may be called otherwise there than where it is compared.
+fn revoked((kind, owner, name): &Key, given: Option<&str>) -> Option<String> {
+    let (what, role) = whose(name)?;
+    let on = || {
+        let given = given?.strip_prefix("GRANT ")?.strip_prefix(what)?;
+        let given = given.strip_suffix(" WITH GRANT OPTION").unwrap_or(given);
+        Some(given.strip_suffix(role)?.strip_suffix(" TO ")?.to_owned())
+    };
+    let on = on().unwrap_or_else(|| format!(" ON {} {owner}", kind[RIGHT.len()..].to_uppercase()));
+    Some(format!("REVOKE {what}{on} FROM {role}"))
+}
+
+/// SQL that takes away what has this definition.
+fn drop_sql(key @ (kind, owner, name): &Key, shape: &Shape) -> Option<String> {
+    if kind.starts_with(RIGHT) {
+        return revoked(key, shape.sql.as_deref());
     }
     match kind.as_str() {
         "partition of" => return Some(format!("ALTER TABLE {name} DETACH PARTITION {owner}")),

@@ -143,6 +143,7 @@ fn every_difference_is_named_with_what_mends_it() {
     assert!(compare(&source, &source, ["a", "b"]).is_empty());
     assert_eq!(whose("SELECT to app"), Some(("SELECT", "app")));
     assert_eq!(whose(r#"SELECT ("up to") to "to to""#), Some((r#"SELECT ("up to")"#, r#""to to""#)));
+    assert_eq!(whose(r#"SELECT ("a) to b") to app"#), Some((r#"SELECT ("a) to b")"#, "app")));
 }
 
 #[test]

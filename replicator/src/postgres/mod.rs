@@ -269,6 +269,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_block_holds_any_name() {
+        assert_eq!(block("BEGIN LOCK \"it's $godwit$\"; END"), "DO 'BEGIN LOCK \"it''s $godwit$\"; END'");
+    }
+
+    #[test]
     fn a_server_says_what_it_knows_by_its_version() {
         assert!(["17.2 (Debian 17.2-1.pgdg12+1)", "18beta1", "19devel"].map(Some).into_iter().all(is_recent));
         assert!(![Some("16.9"), Some("9.6.24"), Some(""), None].into_iter().any(is_recent));
