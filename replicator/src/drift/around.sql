@@ -179,7 +179,8 @@ SELECT 'type', y.name, '', CASE y.typtype WHEN 'e' THEN 'enum' WHEN 'c' THEN for
          WHEN 'd' THEN concat_ws(' ', format('CREATE DOMAIN %s AS %s', y.name, y.base),
            'DEFAULT ' || y.value, CASE WHEN y.typnotnull THEN 'NOT NULL' END,
            (SELECT string_agg(format('CONSTRAINT %I ', k.conname) || pg_catalog.pg_get_constraintdef(k.oid), ' ' ORDER BY k.conname)
-            FROM pg_catalog.pg_constraint k WHERE k.contypid = y.oid AND k.contype = 'c'))
+            -- Those that are NOT VALID are added to it.
+            FROM pg_catalog.pg_constraint k WHERE k.contypid = y.oid AND k.contype = 'c' AND k.convalidated))
          -- A canonical function must be made between the type's name and the type.
          WHEN 'r' THEN (SELECT format('CREATE TYPE %s AS RANGE (%s)', y.name, concat_ws(', ', 'SUBTYPE = ' || pg_catalog.format_type(r.rngsubtype, NULL),
              'SUBTYPE_OPCLASS = ' || (SELECT format('%I.%I', n.nspname, o.opcname) FROM pg_catalog.pg_opclass o
