@@ -74,21 +74,22 @@ WITH ours AS (
   LEFT JOIN ours t ON t.oid = d.refobjid
   LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
 ), granted AS (
-  SELECT 'table' AS kind, name, '' AS part, relowner AS owner, relacl AS acl FROM ours WHERE relkind <> 'S'
+  -- By which name it is granted: an aggregate's is that of a function there.
+  SELECT 'table' AS kind, name, name AS called, '' AS part, relowner AS owner, relacl AS acl FROM ours WHERE relkind <> 'S'
   UNION ALL
-  SELECT 'table', t.name, format(' (%I)', a.attname), t.relowner, a.attacl
+  SELECT 'table', t.name, t.name, format(' (%I)', a.attname), t.relowner, a.attacl
   FROM ours t JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attacl IS NOT NULL AND NOT a.attisdropped
   UNION ALL
-  SELECT 'sequence', name, '', relowner, relacl FROM ours WHERE relkind = 'S'
+  SELECT 'sequence', name, name, '', relowner, relacl FROM ours WHERE relkind = 'S'
   UNION ALL
-  SELECT CASE prokind WHEN 'p' THEN 'procedure' ELSE 'function' END, name, '', proowner,
+  SELECT CASE prokind WHEN 'p' THEN 'procedure' ELSE 'function' END, name, oid::pg_catalog.regprocedure::text, '', proowner,
          coalesce(proacl, pg_catalog.acldefault('f', proowner)) FROM routines
   UNION ALL
-  SELECT 'type', name, '', typowner, coalesce(typacl, pg_catalog.acldefault('T', typowner)) FROM types
+  SELECT 'type', name, name, '', typowner, coalesce(typacl, pg_catalog.acldefault('T', typowner)) FROM types
   UNION ALL
-  SELECT 'schema', format('%I', nspname), '', nspowner, nspacl FROM schemas WHERE nspname <> 'public'
+  SELECT 'schema', format('%I', nspname), format('%I', nspname), '', nspowner, nspacl FROM schemas WHERE nspname <> 'public'
 ), rights AS (
-  SELECT g.kind, g.name, x.privilege_type || g.part AS what, x.is_grantable,
+  SELECT g.kind, g.name, g.called, x.privilege_type || g.part AS what, x.is_grantable,
          CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE format('%I', pg_catalog.pg_get_userbyid(x.grantee)) END AS grantee
   FROM granted g, pg_catalog.aclexplode(g.acl) x
   -- An owner has what its version gives him.
@@ -225,5 +226,5 @@ FROM ours t JOIN pg_catalog.pg_statistic_ext s ON s.stxrelid = t.oid JOIN pg_cat
 UNION ALL
 -- The same may be granted by several.
 SELECT 'right on ' || kind, name, format('%s to %s', what, grantee), CASE WHEN bool_or(is_grantable) THEN 'granted with grant option' ELSE 'granted' END,
-       format('GRANT %s ON %s %s TO %s%s', what, upper(kind), name, grantee, CASE WHEN bool_or(is_grantable) THEN ' WITH GRANT OPTION' ELSE '' END)
-FROM rights GROUP BY kind, name, what, grantee
+       format('GRANT %s ON %s %s TO %s%s', what, upper(kind), called, grantee, CASE WHEN bool_or(is_grantable) THEN ' WITH GRANT OPTION' ELSE '' END)
+FROM rights GROUP BY kind, name, called, what, grantee

@@ -37,6 +37,7 @@ WITH ours AS (
   SELECT i.identity, d.description,
          CASE WHEN i.type = 'domain constraint' THEN 'CONSTRAINT ' || regexp_replace(i.identity, '^(.*) on ', '\1 ON DOMAIN ')
            WHEN i.type = 'table constraint' THEN 'CONSTRAINT ' || i.identity
+           WHEN i.type = 'aggregate' THEN 'ROUTINE ' || i.identity
            WHEN i.type = 'statistics object' THEN 'STATISTICS ' || i.identity
            ELSE upper(i.type) || ' ' || i.identity END
   FROM said d, LATERAL pg_catalog.pg_identify_object(d.classoid, d.objoid, d.objsubid) i

@@ -2,6 +2,7 @@
 
 use super::{Key, identities};
 use crate::postgres::quote_ident;
+use crate::schema::statements::outside;
 
 /// Things that stand for themselves; any other is part of the one that it names.
 pub(super) const WHOLE: [&str; 18] = [
@@ -131,7 +132,9 @@ pub(super) const OPTIONS: &str = "foreign options";
 /// SQL that takes away what does no harm; none of what is a part of something else, or may be an operator's own.
 pub(super) fn drop_harmless((kind, owner, name): &Key) -> Option<String> {
     match kind.as_str() {
-        "function" if owner.ends_with("(*)") => Some(format!("DROP AGGREGATE {owner}")),
+        "function" if owner.ends_with("(*)") || outside(owner, " ORDER BY ").is_some() => {
+            Some(format!("DROP AGGREGATE {owner}"))
+        }
         "function" => Some(format!("DROP ROUTINE {owner}")),
         "statistics" => Some(format!("DROP STATISTICS {}.{}", identities::split(owner).0, quote_ident(name))),
         "view"

@@ -183,6 +183,17 @@ fn what_is_taken_away_goes_before_what_is_left_is_given() {
     let taken = "REVOKE GRANT OPTION FOR SELECT (id) ON TABLE s.t FROM app CASCADE";
     assert_eq!(found(without.clone(), with.clone()), [Mend::Add(taken.into())]);
     assert_eq!(found(with, without), [Mend::Add("GRANT … OPTION".into())]);
+    // An aggregate is called otherwise where it is granted.
+    let right = |definition: &str, sql: &str| {
+        let function = ("function", "s.f(*)", "", "", None);
+        side(&[function, ("right on function", "s.f(*)", "EXECUTE to app", definition, Some(sql))])
+    };
+    let granted = "GRANT EXECUTE ON FUNCTION s.f() TO app";
+    let with = right("granted with grant option", &format!("{granted} WITH GRANT OPTION"));
+    let none = side(&[("function", "s.f(*)", "", "", None)]);
+    assert_eq!(found(none, with.clone()), [Mend::Add("REVOKE EXECUTE ON FUNCTION s.f() FROM app".into())]);
+    let option = "REVOKE GRANT OPTION FOR EXECUTE ON FUNCTION s.f() FROM app CASCADE";
+    assert_eq!(found(right("granted", granted), with), [Mend::Add(option.into())]);
 
     let privileges = |rights: &str, sql: &str, undo: &str| {
         let mut side = side(&[("default privileges", "role app: new tables", "", rights, Some(sql))]);
