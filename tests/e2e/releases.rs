@@ -52,7 +52,7 @@ async fn dumped(bin: &Path, zone: &Zone) -> Result<Vec<String>> {
 }
 
 /// What releases do to a schema, step by step; nothing that `pg_dump` knows of is forgotten, and no row is another.
-const RELEASES: [&str; 19] = [
+const RELEASES: [&str; 22] = [
     "CREATE TABLE tasks (id int PRIMARY KEY, flow int NOT NULL, parent int REFERENCES tasks, org int REFERENCES orgs);
      CREATE TABLE flows (id int PRIMARY KEY, now int UNIQUE REFERENCES tasks DEFERRABLE INITIALLY DEFERRED);
      ALTER TABLE tasks ADD FOREIGN KEY (flow) REFERENCES flows DEFERRABLE INITIALLY DEFERRED;
@@ -114,6 +114,16 @@ const RELEASES: [&str; 19] = [
      ALTER TABLE users CLUSTER ON users_by_age",
     "ALTER TABLE hours DISABLE TRIGGER stamps; ALTER TABLE hours_0 ENABLE ALWAYS TRIGGER stamps",
     "ALTER TABLE hours ENABLE TRIGGER stamps; ALTER TABLE users SET WITHOUT CLUSTER",
+    // Tables of a type, domains whose older values nobody has looked at, and aggregates by the name that they are granted by.
+    "ALTER TYPE pair ADD ATTRIBUTE b text CASCADE; ALTER TYPE pair ADD ATTRIBUTE d int CASCADE; INSERT INTO pairs VALUES ('a', 'b', 1);
+     CREATE DOMAIN later AS text CHECK (VALUE <> ''); ALTER DOMAIN later ADD CONSTRAINT longer CHECK (length(VALUE) > 2) NOT VALID;
+     CREATE AGGREGATE every_one (*) (sfunc = int8inc, stype = int8, initcond = '0'); COMMENT ON AGGREGATE every_one (*) IS 'all';
+     CREATE AGGREGATE ordered (int ORDER BY int) (sfunc = int4pl, stype = int, initcond = '0', finalfunc = int4pl);
+     REVOKE EXECUTE ON FUNCTION every_one() FROM PUBLIC; GRANT EXECUTE ON FUNCTION every_one(), ordered(int, int) TO orders_app WITH GRANT OPTION;
+     CREATE SEQUENCE \"it's $godwit$\"; ALTER SEQUENCE \"it's $godwit$\" OWNED BY orgs.id",
+    "ALTER TYPE pair RENAME ATTRIBUTE b TO c CASCADE; INSERT INTO pairs VALUES ('b', 'c', 2);
+     REVOKE GRANT OPTION FOR EXECUTE ON FUNCTION every_one() FROM orders_app; REVOKE EXECUTE ON FUNCTION ordered(int, int) FROM orders_app",
+    "ALTER TYPE pair DROP ATTRIBUTE d CASCADE; INSERT INTO pairs VALUES ('c', 'd'); ALTER TABLE pairs NOT OF; DROP AGGREGATE ordered (int ORDER BY int)",
 ];
 
 /// The service's tables, its rows, and what hangs on them.
@@ -134,6 +144,7 @@ const SERVICE: &str = "
     CREATE AGGREGATE summed (int) (sfunc = int4pl, stype = int, initcond = '0'); CREATE TYPE floats AS RANGE (subtype = float8, subtype_diff = float8mi);
     CREATE TYPE tone AS ENUM ('low', 'high'); CREATE DOMAIN mild AS tone DEFAULT 'low';
     CREATE FUNCTION first() RETURNS int LANGUAGE sql AS 'SELECT 1'; CREATE DOMAIN numbered AS int DEFAULT first();
+    CREATE TYPE pair AS (a text); CREATE TABLE pairs OF pair (PRIMARY KEY (a)); INSERT INTO pairs VALUES ('0');
     CREATE TEXT SEARCH CONFIGURATION plain (COPY = simple); CREATE COLLATION in_order (provider = icu, locale = 'en-u-kn-true')";
 
 /// The shadow follows, and `pg_dump` says the same of both.
@@ -205,7 +216,7 @@ async fn what_releases_do_to_a_schema_is_followed() -> Result<()> {
     ensure!(!named(&view, "cannot follow"), "{:#?}", view.problems);
     seed_anew(&leader, &["public.users"]).await?;
     alike(&mut leader, &bins[0]).await.context("a table anew")?;
-    for table in ["users", "homes", "counters", "loose", "tasks", "flows"] {
+    for table in ["users", "homes", "pairs", "counters", "loose", "tasks", "flows"] {
         same_rows([&primary, &shadow], table).await?;
     }
     leader.migrate(&far.name).await?;

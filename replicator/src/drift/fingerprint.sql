@@ -1,7 +1,7 @@
 -- What a database's schema consists of, one row for each thing that both sides must have alike: kind, table or type, name,
 -- definition (NULL: it was dropped since the reading began, and does not count), and the SQL that makes it elsewhere (NULL: pg_dump knows); and what tables, types and their columns have as numbers ('#'), tables as files ('@') and values of enums as places and numbers ('='). search_path is empty: every name is qualified.
 WITH RECURSIVE ours AS (
-  SELECT c.oid, c.relkind, c.relreplident, c.relpersistence, c.relpartbound, c.relfilenode, format('%I.%I', n.nspname, c.relname) AS name
+  SELECT c.oid, c.relkind, c.relreplident, c.relpersistence, c.relpartbound, c.relfilenode, c.reloftype, format('%I.%I', n.nspname, c.relname) AS name
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
   WHERE c.relkind IN ('r', 'p') AND {{own}}
 ), parts AS (
@@ -48,6 +48,10 @@ WITH RECURSIVE ours AS (
 SELECT 'table', name, '', CASE relkind WHEN 'p' THEN 'partitioned by ' || pg_catalog.pg_get_partkeydef(oid) ELSE 'plain' END
        || CASE relpersistence WHEN 'u' THEN ' unlogged' ELSE '' END, NULL::text
 FROM ours
+UNION ALL
+-- Of a composite type, whose attributes are its columns.
+SELECT 'row type', t.name, '', format('%I.%I', n.nspname, y.typname), format('ALTER TABLE %s OF %I.%I', t.name, n.nspname, y.typname)
+FROM ours t JOIN pg_catalog.pg_type y ON y.oid = t.reloftype JOIN pg_catalog.pg_namespace n ON n.oid = y.typnamespace
 UNION ALL
 SELECT '#', name, '', oid || ' 0', NULL FROM ours
 UNION ALL

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use tokio_postgres::Client;
 
-use super::{Difference, Fingerprint, Mend, When, columns, is_prepared};
+use super::{Difference, Fingerprint, Mend, When, columns, is_prepared, is_typed};
 use crate::error::Error;
 use crate::fence::refused;
 use crate::postgres::quote_ident;
@@ -322,17 +322,23 @@ impl Sides<'_> {
         let (word, part) = self.words(table);
         let called = part.to_lowercase();
         let anew = || if word == "TABLE" { Mend::Anew(table.to_owned()) } else { Mend::Person(None) };
+        let typed = is_typed(self.source, table) && is_typed(self.shadow, table);
         for (key @ (_, column), number) in columns {
             match self.name_there(*number) {
                 Some((_, name)) if name != column => {
                     any = true;
+                    if typed {
+                        // With its type's attribute.
+                        continue;
+                    }
                     let what = format!("{called} {name} was renamed to {column} on {zone}");
                     found.push(if self.shadow.numbers.contains_key(key) {
                         // The stream has told two by one name.
                         Difference::new(table, format!("{what}: seed the table anew"), anew())
                     } else {
                         let (from, to) = (quote_ident(name), quote_ident(column));
-                        let sql = format!("ALTER {word} {table} RENAME {part} {from} TO {to}");
+                        let cascade = if word == "TYPE" { " CASCADE" } else { "" };
+                        let sql = format!("ALTER {word} {table} RENAME {part} {from} TO {to}{cascade}");
                         Difference::new(table, what, Mend::Rename(sql))
                     });
                 }

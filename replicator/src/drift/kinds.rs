@@ -82,7 +82,8 @@ pub(super) const HARMLESS: [&str; 23] = [
     OPTIONS,
 ];
 /// What the SQL that makes it also makes otherwise: nothing is lost by it.
-pub(super) const REPLACED: [&str; 13] = [
+pub(super) const REPLACED: [&str; 14] = [
+    ROW_TYPE,
     "replica identity",
     "view",
     "query",
@@ -124,6 +125,8 @@ pub(super) const STRICT: [&str; 5] =
     ["constraint", "domain constraint", "partition of", "child of", UNVALIDATED];
 /// `NOT NULL` of new rows only, named by its column; servers before 18 have none.
 pub(super) const UNVALIDATED: &str = "unvalidated not null";
+/// The composite type that a table is of: its columns come and go with the type's attributes.
+pub(super) const ROW_TYPE: &str = "row type";
 /// What others may do with what a role makes from now on.
 pub(super) const DEFAULTS: &str = "default privileges";
 /// Where and as what another server has it: each zone may have its own.

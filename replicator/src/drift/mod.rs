@@ -37,7 +37,9 @@ use crate::schema::statements::outside;
 
 use columns::Step;
 use identities::{Index, Known, Number};
-use kinds::{APART, ASIDE, HARMLESS, LONG, MADE_ANEW, OPTIONS, REPLACED, STRICT, UNVALIDATED, WHOLE};
+use kinds::{
+    APART, ASIDE, HARMLESS, LONG, MADE_ANEW, OPTIONS, REPLACED, ROW_TYPE, STRICT, UNVALIDATED, WHOLE,
+};
 
 pub use fill::{Filling, Sides, not_whole, seed_anew};
 pub use keyless::{identify, published_keyless, unpublish, unpublished as not_published};
@@ -363,6 +365,7 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
     let told = |key: &Key| {
         key.0 == "enum value" && told.contains(&(key.1.clone(), key.2.clone())) || told_too.contains(key)
     };
+    let typed = |table: &str| is_typed(source, table) && is_typed(shadow, table);
     // A column of the table that is only on the shadow, is not known, and may be this one by another name.
     let other_name = |table: &String, shape: &Shape| {
         let kind = |shape: &Shape| columns::kind(&shape.definition).map(str::to_owned);
@@ -404,6 +407,8 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
         match shadow.things.get(key) {
             // What it is part of is a difference already.
             None if !whole && !there(shadow, owner) && !needed(kind, owner) => {}
+            // They come and change with the type's attributes.
+            None if kind == "column" && typed(owner) => {}
             None if kind == "table" && published(source, owner) == Some("yes") => {
                 let what = format!("table is published on {} without being on {}", zones[0], zones[1]);
                 found.push(Difference::new(owner, what, Mend::Table(owner.clone())));
@@ -421,6 +426,10 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
             }
             None => found.push(added(source, key, shape, zones[0])),
             Some(there) if wording::is_same(&shape.definition, &there.definition) => {}
+            Some(there)
+                if kind == "column"
+                    && typed(owner)
+                    && columns::kind(&shape.definition) != columns::kind(&there.definition) => {}
             Some(there)
                 if worded::is_worded(key)
                     && !constraints::is_validated(&shape.definition, &there.definition)
@@ -463,6 +472,7 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
             || touched.contains(owner)
             // Its column says that.
             || kind == UNVALIDATED && is_filled(owner, name)
+            || kind == "column" && typed(owner)
         {
             continue;
         }
@@ -487,7 +497,9 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
             None => match drop_sql(key, shape) {
                 // No row is lost by it, and what is made anew may be used by everybody.
                 Some(sql)
-                    if kind.starts_with(RIGHT) || kind == UNVALIDATED || APART.contains(&kind.as_str()) =>
+                    if kind.starts_with(RIGHT)
+                        || [UNVALIDATED, ROW_TYPE].contains(&kind.as_str())
+                        || APART.contains(&kind.as_str()) =>
                 {
                     Mend::Add(sql)
                 }
@@ -510,6 +522,11 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
     }
     found.sort_by(|a, b| (&a.subject, a.place, &a.what).cmp(&(&b.subject, b.place, &b.what)));
     found
+}
+
+/// Whether a table is one of a composite type.
+fn is_typed(side: &Fingerprint, table: &str) -> bool {
+    side.things.contains_key(&(ROW_TYPE.to_owned(), table.to_owned(), String::new()))
 }
 
 fn published<'a>(side: &'a Fingerprint, table: &str) -> Option<&'a str> {
@@ -705,6 +722,7 @@ fn drop_sql(key @ (kind, owner, name): &Key, shape: &Shape) -> Option<String> {
         "partition of" => return Some(format!("ALTER TABLE {name} DETACH PARTITION {owner}")),
         "child of" => return Some(format!("ALTER TABLE {owner} NO INHERIT {name}")),
         UNVALIDATED => return Some(nullable(owner, name)),
+        ROW_TYPE => return Some(format!("ALTER TABLE {owner} NOT OF")),
         _ => {}
     }
     let name = crate::postgres::quote_ident(name);

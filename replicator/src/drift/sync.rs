@@ -253,6 +253,8 @@ fn is_of_appliers(mend: &Mend) -> bool {
     let (Mend::Add(sql) | Mend::Drop(sql)) = mend else { return false };
     let begins = |words: &&str| sql.starts_with(words);
     ["CREATE UNIQUE INDEX ", "DROP INDEX "].iter().any(begins)
+        // Tables of the type have them as columns.
+        || sql.starts_with("ALTER TYPE ") && sql.contains(" ATTRIBUTE ")
         || (["ALTER TABLE ", "CREATE OR REPLACE TRIGGER ", "CREATE OR REPLACE RULE "].iter().any(begins)
             && TELLS.iter().any(|words| sql.contains(words)))
 }
@@ -392,6 +394,7 @@ mod tests {
         assert!(drop("ALTER TABLE public.people DROP CONSTRAINT IF EXISTS people_key"));
         assert!(drop("ALTER TABLE public.people DROP COLUMN IF EXISTS nick"));
         assert!(add("ALTER TABLE public.people ADD COLUMN nick text DEFAULT 'none'"));
+        assert!(add("ALTER TYPE public.address ADD ATTRIBUTE zip text CASCADE"));
         for change in ["TYPE bigint", "SET GENERATED ALWAYS", "DROP EXPRESSION"] {
             assert!(add(&format!("ALTER TABLE public.people ALTER COLUMN id {change}")), "{change}");
         }

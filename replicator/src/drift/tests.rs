@@ -205,6 +205,32 @@ fn what_is_taken_away_goes_before_what_is_left_is_given() {
     assert_eq!(found(side(&[]), more), [Mend::Add("TAKE a, b".into())]);
 }
 
+#[test]
+fn the_columns_of_a_typed_table_are_its_types() {
+    let ty = |attributes: &str, columns: &[(&str, &str)], of: Option<&str>| {
+        let columns =
+            columns.iter().map(|(name, kind)| ("column", "s.t", *name, *kind, Some("ALTER TABLE …")));
+        let of = of.map(|of| ("row type", "s.t", "", of, Some("ALTER TABLE s.t OF s.c")));
+        let whole = [("table", "s.t", "", "plain", None), ("type", "s.c", "", attributes, None)];
+        side(&whole.into_iter().chain(columns).chain(of).collect::<Vec<_>>())
+    };
+    let found = |source: &Fingerprint, shadow: &Fingerprint| {
+        let found = compare(source, shadow, ["near", "far"]);
+        found.into_iter().map(|difference| (difference.subject, difference.mend)).collect::<Vec<_>>()
+    };
+    let [one, plain] = [Some("s.c"), None].map(|of| ty("(a integer)", &[("a", "integer")], of));
+    let more = ty("(a integer, b text)", &[("a", "integer"), ("b", "text")], Some("s.c"));
+    let sql = |sql: &str| Mend::Add(sql.into());
+    let added = "ALTER TYPE s.c ADD ATTRIBUTE b text CASCADE";
+    assert_eq!(found(&more, &one), [("s.c".to_owned(), sql(added))]);
+    let dropped = Mend::Drop("ALTER TYPE s.c DROP ATTRIBUTE b CASCADE".into());
+    assert_eq!(found(&one, &more), [("s.c".to_owned(), dropped)]);
+    let wider = ty("(a bigint)", &[("a", "bigint")], Some("s.c"));
+    assert_eq!(found(&wider, &one), [("s.c".to_owned(), Mend::Person(None))]);
+    assert_eq!(found(&one, &plain), [("s.t".to_owned(), sql("ALTER TABLE s.t OF s.c"))]);
+    assert_eq!(found(&plain, &one), [("s.t".to_owned(), sql("ALTER TABLE s.t NOT OF"))]);
+}
+
 /// Rows of a parent come of it as well.
 #[test]
 fn a_foreign_table_that_is_gone_is_no_child_any_more() {

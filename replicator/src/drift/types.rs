@@ -87,15 +87,15 @@ pub(super) fn step(name: &str, wanted: &str, there: &str) -> (Mend, When) {
         };
     }
     let (Some(new), Some(old)) = (attributes(wanted), attributes(there)) else { return person };
-    // Values are told by place: where as many came as went, those of either kind look like the other's.
+    // Also in tables of the type. Values are told by place: where as many came as went, those of either kind look like the other's.
     if let Some((attribute, kind)) = new.strip_prefix(&old[..]).and_then(<[_]>::first) {
-        return (Mend::Add(format!("ALTER TYPE {name} ADD ATTRIBUTE {attribute} {kind}")), When::Now);
+        return (Mend::Add(format!("ALTER TYPE {name} ADD ATTRIBUTE {attribute} {kind} CASCADE")), When::Now);
     }
     let gone = old.iter().position(|attribute| !new.contains(attribute));
     let kept: Vec<_> = old.iter().filter(|attribute| new.contains(attribute)).collect();
     match gone {
         Some(at) if kept.iter().copied().eq(&new) => {
-            (Mend::Drop(format!("ALTER TYPE {name} DROP ATTRIBUTE {}", old[at].0)), When::Needed)
+            (Mend::Drop(format!("ALTER TYPE {name} DROP ATTRIBUTE {} CASCADE", old[at].0)), When::Needed)
         }
         _ => person,
     }
@@ -134,14 +134,14 @@ mod tests {
             (
                 "(a text, b text COLLATE public.folded)",
                 "(a text)",
-                "t ADD ATTRIBUTE b text COLLATE public.folded",
+                "t ADD ATTRIBUTE b text COLLATE public.folded CASCADE",
             ),
-            ("(a text, b numeric(10,2))", "(a text)", "t ADD ATTRIBUTE b numeric(10,2)"),
-            ("(a text, \"b, c\" text)", "(a text)", "t ADD ATTRIBUTE \"b, c\" text"),
+            ("(a text, b numeric(10,2))", "(a text)", "t ADD ATTRIBUTE b numeric(10,2) CASCADE"),
+            ("(a text, \"b, c\" text)", "(a text)", "t ADD ATTRIBUTE \"b, c\" text CASCADE"),
             ("(a text, c text)", "(a text, b text)", "-"),
             ("(b text, a text)", "(a text, b text)", "-"),
             ("(a integer)", "(a text)", "-"),
-            ("(b text)", "(a integer, b text)", "t DROP ATTRIBUTE a, caught up"),
+            ("(b text)", "(a integer, b text)", "t DROP ATTRIBUTE a CASCADE, caught up"),
             ("(c text)", "(a integer, b text)", "-"),
             ("(a text, c text, b text)", "(a text, b text)", "-"),
             ("range of integer", "range of bigint", "-"),
