@@ -26,7 +26,7 @@ async fn digest(client: &Client) -> Result<Vec<String>> {
     Ok(all)
 }
 
-async fn sync(leader: &Leader<'_>, dry_run: bool) -> Result<SchemaView> {
+pub(crate) async fn sync(leader: &Leader<'_>, dry_run: bool) -> Result<SchemaView> {
     let path = format!("/api/v1/resources/{RESOURCE}/schema/sync");
     Ok(serde_json::from_slice(&leader.client.send(&path, &json!({ "dry_run": dry_run })).await?)?)
 }

@@ -1,6 +1,7 @@
 //! `godwit verify`: a real node, a real shadow under load, and what a person sees.
 
 use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use godwit::controller::verification::{Standing, VerificationView};
@@ -9,7 +10,10 @@ use godwit::demo::zone::{Playground, RESOURCE};
 use serde_json::Value;
 
 use crate::leader::{Leader, PATIENCE, PROGRAM, connect, load, options};
-use crate::schema::{followed, owner, replicated, seed_anew};
+use crate::schema::{followed, owner, replicated, seed_anew, sync};
+
+/// How often what stands in the way is looked at.
+const LOOKS: Duration = Duration::from_secs(1);
 
 /// Runs the command line as a person would.
 pub(crate) async fn godwit(leader: &Leader<'_>, arguments: &[&str]) -> Result<(ExitStatus, String, String)> {
@@ -134,6 +138,13 @@ async fn scrape(leader: &Leader<'_>) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
+/// Whether it stands in the way that the rows of this table were found to differ.
+fn told(view: &ResourceView, table: &str) -> bool {
+    view.problems
+        .iter()
+        .any(|line| line.starts_with(&format!("not migratable: public.{table}: godwit verify")))
+}
+
 /// Nobody could copy it anew.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_differed_and_is_gone_stops_no_move() -> Result<()> {
@@ -152,11 +163,6 @@ async fn a_table_that_differed_and_is_gone_stops_no_move() -> Result<()> {
         .await?;
     let (status, out, err) = godwit(&leader, &["--table", "dropped", "--table", "renamed"]).await?;
     ensure!(status.code() == Some(6), "{status} {out} {err}");
-    let told = |view: &ResourceView, table: &str| {
-        view.problems
-            .iter()
-            .any(|line| line.starts_with(&format!("not migratable: public.{table}: godwit verify")))
-    };
     leader.until("they stand in the way", |view| told(view, "dropped") && told(view, "renamed")).await?;
     primary.batch_execute("DROP TABLE dropped; ALTER TABLE renamed RENAME TO other").await?;
     let view = leader
@@ -167,5 +173,79 @@ async fn a_table_that_differed_and_is_gone_stops_no_move() -> Result<()> {
     leader.until("none does", |view| !told(view, "other")).await?;
     leader.migrate(&far.name).await?;
     leader.until("moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    Ok(())
+}
+
+/// Meanwhile the primary has no table of the old name, and the shadow none of the new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_differs_does_by_its_new_name_whoever_verifies_before_the_shadow_follows() -> Result<()>
+{
+    let playground = replicated("mode: async, schema: manual").await?;
+    let [near, far] = &playground.zones;
+    let primary = owner(near).await?;
+    let tables = "CREATE TABLE others (id int PRIMARY KEY); CREATE TABLE renamed (id int PRIMARY KEY);
+        INSERT INTO others VALUES (1); INSERT INTO renamed VALUES (1)";
+    primary.batch_execute(tables).await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let shadow = connect(far).await?;
+    shadow.batch_execute("SET session_replication_role = replica; DELETE FROM renamed").await?;
+    let (status, out, err) = godwit(&leader, &["--table", "renamed"]).await?;
+    ensure!(status.code() == Some(6), "{status} {out} {err}");
+    leader.until("it stands in the way", |view| told(view, "renamed")).await?;
+    primary.batch_execute("ALTER TABLE renamed RENAME TO other").await?;
+    let (status, out, err) = godwit(&leader, &["--table", "others"]).await?;
+    ensure!(status.success(), "{status} {out} {err}");
+    let view = leader.until("the schemas differ", |view| told(view, "renamed")).await?;
+    ensure!(!told(&view, "other"), "{:#?}", view.problems);
+    let synced = sync(&leader, false).await?;
+    ensure!(synced.differences.is_empty(), "{synced:#?}");
+    leader.until("the new name is told", |view| told(view, "other") && !told(view, "renamed")).await?;
+    drop(leader);
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.until("it still is", |view| told(view, "other")).await?;
+    leader.until("it streams", |view| view.replication.state == "streaming").await?;
+    // What it is called is known from before as well.
+    let other = "ALTER TABLE other RENAME TO another";
+    primary.batch_execute(other).await?;
+    shadow.batch_execute(other).await?;
+    leader.until("the newest name is told", |view| told(view, "another") && !told(view, "other")).await?;
+    let (status, out, err) = godwit(&leader, &["--table", "another"]).await?;
+    ensure!(status.code() == Some(6), "{status} {out} {err}");
+    shadow.batch_execute("INSERT INTO another VALUES (1)").await?;
+    let (status, out, err) = godwit(&leader, &["--table", "another"]).await?;
+    ensure!(status.success(), "{status} {out} {err}");
+    leader.until("found equal, it does not", |view| !told(view, "another")).await?;
+    Ok(())
+}
+
+/// The new one has the name, and all of its rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_differs_and_was_rotated_stands_in_the_way_until_it_is_copied_anew() -> Result<()> {
+    let playground = replicated("mode: async, schema: all").await?;
+    let [near, far] = &playground.zones;
+    let primary = owner(near).await?;
+    primary.batch_execute("CREATE TABLE events (id int PRIMARY KEY); INSERT INTO events VALUES (1)").await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    followed(&mut leader).await?;
+    let shadow = connect(far).await?;
+    shadow.batch_execute("SET session_replication_role = replica; DELETE FROM events").await?;
+    let (status, out, err) = godwit(&leader, &["--table", "events"]).await?;
+    ensure!(status.code() == Some(6), "{status} {out} {err}");
+    leader.until("it stands in the way", |view| told(view, "events")).await?;
+    let rotation =
+        "BEGIN; ALTER TABLE events RENAME TO events_2026; CREATE TABLE events (id int PRIMARY KEY); COMMIT";
+    primary.batch_execute(rotation).await?;
+    leader.until("the old one does", |view| told(view, "events_2026") && !told(view, "events")).await?;
+    seed_anew(&leader, &["public.events"]).await?;
+    tokio::time::sleep(LOOKS * 3).await;
+    let view: ResourceView = leader.client.fetch(&format!("/api/v1/resources/{RESOURCE}")).await?;
+    ensure!(told(&view, "events_2026"), "that was the new one: {:#?}", view.problems);
+    ensure!(leader.ask_to_migrate(&far.name).await.is_err(), "a row is missing");
+    seed_anew(&leader, &["public.events_2026"]).await?;
+    leader.until("copied anew, it does not", |view| !told(view, "events_2026")).await?;
+    followed(&mut leader).await?;
+    let rows: i64 = shadow.query_one("SELECT count(*) FROM events_2026", &[]).await?.get(0);
+    ensure!(rows == 1, "{rows}");
     Ok(())
 }

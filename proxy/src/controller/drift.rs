@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use migration::policy::{KeylessTables, Policy, Reseed, SchemaFollows};
 use migration::units::Generation;
-use replicator::drift::{self, Difference, Filling, Mend, When};
+use replicator::drift::{self, Difference, Filling, Mend, Numbered, When};
 use replicator::fence;
 use replicator::postgres::slot;
 use replicator::preflight::Severity;
@@ -540,8 +540,8 @@ pub(super) async fn follow(
         let shadow = connect(resource, &view.shadow).await.map_err(Denied::Conflict)?;
         has_copy(&shadow, resource, Generation(view.generation)).await?;
         // What is written down now is filled below with what is missing.
-        drift::seed_anew(&shadow, &anew).await.map_err(chain).map_err(Denied::Conflict)?;
-        lock(&streams.seeded).extend(anew.iter().cloned());
+        let tables = drift::seed_anew(&shadow, &anew).await.map_err(chain).map_err(Denied::Conflict)?;
+        note_seeded(streams, &view.shadow, tables);
         tracing::info!(resource = resource.name, tables = ?anew, "tables of the shadow are seeded anew");
         for table in &anew {
             seeds::note(streams.journal(), &resource.name, Some(table));
@@ -603,8 +603,9 @@ pub async fn seed_anew(
     has_copy(&shadow, &resource, Generation(view.generation)).await?;
     let tables = drift::seed_anew(&shadow, &tables).await.map_err(chain).map_err(Denied::Conflict)?;
     // From here on no move is made until they are whole.
-    lock(&streams.seeded).extend(tables.iter().cloned());
-    answered(resource, view, streams, Wanted::Tables(tables)).await
+    let names = tables.iter().map(|table| table.name.clone()).collect();
+    note_seeded(&streams, &view.shadow, tables);
+    answered(resource, view, streams, Wanted::Tables(names)).await
 }
 
 async fn answered(
@@ -664,7 +665,6 @@ async fn brought_up(
     });
     let stands = failure.as_ref().is_some_and(|error| NEEDS.into_iter().any(|state| error.contains(state)));
     let (mut all, mut waits, mut failed, mut unaware) = (Vec::new(), false, None, None);
-    let unfilled = unfilled(&sides.differences);
     // What belongs to a thing that was missing (its owner, who may use it) is seen when it is there.
     for round in 0..=ROUNDS {
         has_copy(&sides.shadow, resource, generation).await?;
@@ -688,12 +688,14 @@ async fn brought_up(
         };
         let anew = sides.differences.iter().filter(|left| matches!(left.mend, Mend::Anew(_)));
         let anew = anew.map(|left| left.subject.as_str()).collect();
-        let done = drift::sync(between, now, &anew).await;
+        let synced = drift::sync(between, now, &anew).await;
+        // What was found in their old rows says nothing of these.
+        note_seeded(streams, pair.shadow, synced.filled);
         // New tables need the fence as well, whatever failed.
         let guarded = fence::guard(&sides.shadow, &resource.name, generation.0).await.map_err(chain);
         guarded.map_err(Denied::Conflict)?;
-        let drift::Synced { done, failure, unaware: old } = done;
-        failed = failure;
+        let (done, old) = (synced.done, synced.unaware);
+        failed = synced.failure;
         unaware = old.or(unaware);
         let idle = done.is_empty();
         if !idle {
@@ -710,8 +712,6 @@ async fn brought_up(
             break;
         }
     }
-    // What was found in their old rows before they had new ones says nothing of these.
-    lock(&streams.seeded).extend(unfilled.difference(&self::unfilled(&sides.differences)).cloned());
     let mut left = sides.differences.iter().filter(|left| request.wants(left));
     // What failed may have been done by the rest.
     let failed = failed.filter(|_| left.clone().any(|left| !(waits && left.when != When::Now)));
@@ -720,13 +720,9 @@ async fn brought_up(
     Ok((shown(resource, pair, FillingView::now(streams), sides.differences, all, waits), failed))
 }
 
-/// The tables whose rows are yet to be copied.
-fn unfilled(differences: &[Difference]) -> BTreeSet<String> {
-    let tables = differences.iter().filter_map(|difference| match &difference.mend {
-        Mend::Table(table) | Mend::Anew(table) => Some(table.clone()),
-        _ => None,
-    });
-    tables.collect()
+/// These tables of this zone's shadow are to be copied anew, or were.
+fn note_seeded(streams: &Streams, shadow: &str, tables: Vec<Numbered>) {
+    lock(&streams.seeded).extend(tables.into_iter().map(|table| (shadow.to_owned(), table)));
 }
 
 /// The policy has the shadow follow in each of these that stops a move, or the primary's table given what it needs for that.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use migration::policy::{KeptByExtensions, Policy, ReplicationMode};
 use migration::units::{Generation, Zone};
 use replicator::copy::CopyOptions;
-use replicator::drift::Filling;
+use replicator::drift::{Filling, Numbered};
 use replicator::error::Cause;
 use replicator::postgres::slot::{self, Lane};
 use replicator::status::{Phase, StreamStatus};
@@ -93,8 +93,8 @@ pub struct Streams {
     given_up: Mutex<Option<(u64, String)>>,
     /// How often the shadow was emptied to be seeded anew.
     emptied: AtomicU64,
-    /// Tables of the shadow that were to be copied anew since that was last asked for.
-    pub(super) seeded: Mutex<Vec<String>>,
+    /// Tables of the shadow, each with its zone, that were to be copied anew, or were copied, since that was last asked for.
+    pub(super) seeded: Mutex<Vec<(String, Numbered)>>,
     /// Held while a stream is made ready or taken down.
     turn: tokio::sync::Mutex<()>,
     /// Held while the shadow's schema is brought up.

@@ -4,17 +4,18 @@
 //! there. A migration ends it when it begins: nothing may read in the databases while requests are held. Once it soaks it is in nobody's way.
 
 mod gone;
+mod known;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use migration::units::Generation;
 use replicator::status::Phase;
-use replicator::verify::{self, Difference, Follower, Go, Happening, Kind, Options, Pace, Progress};
+use replicator::verify::{self, Difference, Follower, Go, Happening, Options, Pace, Progress};
 use replicator::{Error, Lsn};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -30,6 +31,8 @@ use crate::causes::chain;
 use crate::clock;
 use crate::lock::lock;
 use crate::telemetry::metrics as telemetry;
+
+pub use known::{Known, Numbers};
 
 /// Differences that are listed; further ones are counted.
 const LISTED: usize = 1_000;
@@ -136,84 +139,6 @@ impl VerificationView {
     }
 }
 
-/// What is known of the shadow that there is now, by all verifications of it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Known {
-    /// Of the stream to it; 0: there is none.
-    pub generation: u64,
-    /// How often it was emptied by this process.
-    #[serde(skip)]
-    pub emptied: u64,
-    /// The most that was found to differ since all of it was last compared; none: it never was, and nothing was found.
-    pub differences: Option<u64>,
-    /// When all of it was last compared, Unix milliseconds.
-    pub verified_ms: Option<u64>,
-    /// Tables whose rows were found to differ, until they are copied anew or found equal. They still do when the service has moved: the zone that it
-    /// left has the others.
-    pub differing: BTreeSet<String>,
-    /// Those that the verification that was begun last did not find equal.
-    pub found: BTreeSet<String>,
-}
-
-impl Known {
-    /// Differences between the schemas are told where those are compared, and what moved at every reading is none; but neither says that what
-    /// was found before is over.
-    fn differs(&mut self, found: &Difference) {
-        if matches!(found.kind, Kind::Missing | Kind::Extra | Kind::Changed) {
-            self.differing.insert(found.table.clone());
-        }
-        self.found.insert(found.table.clone());
-    }
-
-    /// Of tables that are copied anew nothing is known any more.
-    fn seeded(&mut self, tables: &[String]) -> bool {
-        let before = self.differing.len();
-        for table in tables {
-            self.found.remove(table);
-            self.differing.remove(table);
-        }
-        self.differing.len() != before
-    }
-
-    /// All that was asked for has been looked at: what was not found to differ is equal.
-    fn done(&mut self, view: &VerificationView) {
-        if view.state != Standing::Done || view.generation != self.generation {
-            return;
-        }
-        let tables = &view.request.tables;
-        let is_looked_at = |table: &String| {
-            tables.is_empty()
-                || tables.contains(table)
-                || table.strip_prefix("public.").is_some_and(|table| tables.iter().any(|it| it == table))
-        };
-        self.differing.retain(|table| self.found.contains(table) || !is_looked_at(table));
-    }
-
-    fn is_of(&self, generation: u64, emptied: u64) -> bool {
-        (self.generation, self.emptied) == (generation, emptied)
-    }
-
-    /// What is known of the shadow of this stream.
-    fn of_another(&self, generation: u64, emptied: u64) -> Self {
-        let differing = if emptied == self.emptied { self.differing.clone() } else { BTreeSet::new() };
-        Self { generation, emptied, differing, ..Self::default() }
-    }
-
-    /// Only one of everything, at its end, says that there are fewer differences than an earlier one found.
-    fn take(&mut self, view: &VerificationView) {
-        if view.generation != self.generation {
-            return;
-        }
-        let found = view.progress.differences;
-        if view.state == Standing::Done && view.request.tables.is_empty() {
-            (self.differences, self.verified_ms) = (Some(found), view.ended_ms);
-        } else if found > 0 {
-            self.differences = self.differences.max(Some(found));
-        }
-    }
-}
-
 /// What the file has.
 #[derive(Default, Serialize, Deserialize)]
 struct Kept {
@@ -244,7 +169,10 @@ pub struct Verifications {
     /// How often something was taken to be kept.
     taken: AtomicU64,
     task: Mutex<Option<JoinHandle<()>>>,
-    looked: Mutex<gone::Looked>,
+    /// When tables that differ were last looked for.
+    looked: Mutex<Option<Instant>>,
+    /// Held while they are.
+    looking: tokio::sync::Mutex<()>,
 }
 
 impl Verifications {
@@ -285,6 +213,7 @@ impl Verifications {
             taken: AtomicU64::new(0),
             task: Mutex::default(),
             looked: Mutex::default(),
+            looking: tokio::sync::Mutex::default(),
         }
     }
 
@@ -353,7 +282,9 @@ impl Verifications {
             (view.progress, view.differences, view.notes) = (last.progress, last.differences, last.notes);
         } else {
             view.request = request;
-            lock(&self.known).found.clear();
+            let mut known = lock(&self.known);
+            known.found.clear();
+            known.begun.clear();
         }
         self.view.send_replace(view.clone());
         *task = Some(tokio::spawn(self.clone().run(view.clone(), resume)));
@@ -480,7 +411,15 @@ impl Verifications {
             self.databases.take(&begun.source, Purpose::Verify),
             self.databases.take(&begun.target, Purpose::Verify)
         )?;
-        self.number(&begun.source, &source).await.map_err(|error| Error::Unready(chain(error)))?;
+        let zones = [&*begun.source, &*begun.target];
+        let look = async || {
+            let seen = self.look_at_all(zones, [&source, &target]).await;
+            seen.map_err(|error| Error::Unready(chain(error)))
+        };
+        let seen = look().await?;
+        if resume.as_ref().is_none_or(|progress| *progress == Progress::default()) {
+            lock(&self.known).begin(&seen);
+        }
         let follower = Streaming { streams: self.streams.clone(), generation: Generation(begun.generation) };
         let request = &begun.request;
         let pace = Pace::default();
@@ -499,7 +438,7 @@ impl Verifications {
             if let Happening::Difference(found) = &happening {
                 let mut known = lock(&self.known);
                 if known.generation == begun.generation {
-                    known.differs(found);
+                    known.differs(found, seen.numbers(&found.table));
                 }
             }
             self.change(begun, |view| view.take(happening));
@@ -508,7 +447,7 @@ impl Verifications {
         let mut progress =
             verify::run(&source, &target, &follower, &options, resume, go, &mut happening).await?;
         if options.tables.is_none() {
-            let (zones, duty) = ([&*begun.source, &*begun.target], options.pace.duty);
+            let duty = options.pace.duty;
             let differing = self.large_objects.differing([&source, &target], zones, begun.generation, duty);
             for (number, kind) in differing.await.map_err(Error::Unready)? {
                 progress.differences += 1;
@@ -521,6 +460,8 @@ impl Verifications {
                 }))?;
             }
         }
+        let seen = look().await?;
+        lock(&self.known).end(&seen);
         Ok(progress)
     }
 
@@ -603,7 +544,7 @@ mod tests {
 
     use super::*;
 
-    fn view(state: Standing, tables: &[&str], differences: u64) -> VerificationView {
+    pub(super) fn view(state: Standing, tables: &[&str], differences: u64) -> VerificationView {
         VerificationView {
             state,
             request: Request {
@@ -614,79 +555,6 @@ mod tests {
             ended_ms: (state != Standing::Running).then_some(9_000),
             progress: Progress { differences, rows: 5, ..Progress::default() },
             ..VerificationView::default()
-        }
-    }
-
-    #[test]
-    fn what_was_found_to_differ_does_until_all_of_it_is_found_equal() {
-        let mut known = Known { generation: 3, ..Known::default() };
-        let mut after = |view: &VerificationView| {
-            known.take(view);
-            (known.differences, known.verified_ms)
-        };
-        assert_eq!(after(&view(Standing::Running, &[], 0)), (None, None));
-        assert_eq!(after(&view(Standing::Done, &["clean"], 0)), (None, None));
-        assert_eq!(after(&view(Standing::Running, &["damaged"], 1)), (Some(1), None));
-        assert_eq!(after(&view(Standing::Done, &["damaged"], 2)), (Some(2), None));
-        for (state, tables, found) in [
-            (Standing::Running, &[][..], 0),
-            (Standing::Failed, &["nowhere"], 0),
-            (Standing::Done, &["clean"], 0),
-            (Standing::Done, &["other"], 1),
-            (Standing::Stopped, &[], 1),
-        ] {
-            assert_eq!(after(&view(state, tables, found)), (Some(2), None), "{state:?} {tables:?}");
-        }
-        let other = VerificationView { generation: 2, ..view(Standing::Done, &[], 0) };
-        assert_eq!(after(&other), (Some(2), None), "that was another shadow");
-        assert_eq!(after(&view(Standing::Done, &[], 1)), (Some(1), Some(9_000)));
-        assert_eq!(after(&view(Standing::Done, &[], 0)), (Some(0), Some(9_000)));
-        assert_eq!(after(&view(Standing::Running, &[], 0)), (Some(0), Some(9_000)));
-    }
-
-    #[test]
-    fn a_table_that_differs_does_until_it_is_copied_anew_or_found_equal() {
-        let found = |kind, table: &str| Difference {
-            table: table.into(),
-            key: Vec::new(),
-            kind,
-            columns: Vec::new(),
-        };
-        let mut known = Known { generation: 3, ..Known::default() };
-        for (kind, table) in [
-            (Kind::Changed, "public.a"),
-            (Kind::Missing, "public.b"),
-            (Kind::Extra, "s.c"),
-            (Kind::Unsettled, "public.moves"),
-            (Kind::TableMissing, "public.gone"),
-        ] {
-            known.differs(&found(kind, table));
-        }
-        let tables = |known: &Known| known.differing.iter().cloned().collect::<Vec<_>>();
-        known.done(&view(Standing::Done, &[], 3));
-        assert_eq!(tables(&known), ["public.a", "public.b", "s.c"]);
-        // The next one finds what is found anew.
-        known.found.clear();
-        for kind in [Kind::Unsettled, Kind::ColumnsMissing] {
-            known.differs(&found(kind, "public.b"));
-            known.done(&view(Standing::Done, &["b"], 1));
-            assert_eq!(tables(&known), ["public.a", "public.b", "s.c"], "it was not looked at to its end");
-        }
-        known.found.clear();
-        known.done(&view(Standing::Stopped, &[], 0));
-        known.done(&VerificationView { generation: 2, ..view(Standing::Done, &[], 0) });
-        known.done(&view(Standing::Done, &["a", "c"], 0));
-        assert_eq!(tables(&known), ["public.b", "s.c"], "found equal");
-        assert_eq!(tables(&known.of_another(4, 0)), ["public.b", "s.c"], "the service has moved");
-        assert!(tables(&known.of_another(3, 1)).is_empty(), "all of it is copied anew");
-        assert!(!known.seeded(&["public.a".into()]) && known.seeded(&["s.c".into()]));
-        assert_eq!(tables(&known), ["public.b"]);
-        let kept: Known = serde_json::from_str(&serde_json::to_string(&known).unwrap()).unwrap();
-        assert_eq!(tables(&kept), ["public.b"]);
-        known.done(&view(Standing::Done, &[], 0));
-        assert!(tables(&known).is_empty());
-        for table in ["public.a", LARGE_OBJECTS] {
-            assert!(crate::cli::parses(mend("shop", table).split(',').next().unwrap()), "{table}");
         }
     }
 

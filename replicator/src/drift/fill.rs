@@ -61,6 +61,30 @@ pub struct Filling {
     pub of: u64,
 }
 
+/// A table of the shadow's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Numbered {
+    /// `schema.table`, quoted where SQL needs it.
+    pub name: String,
+    /// By which its server knows it (oid), whatever it is called.
+    pub number: u32,
+}
+
+/// What filling a table came to.
+#[derive(Debug)]
+pub(super) struct Filled {
+    /// How many rows it has; none: its rows are not published: it is partitioned, and its partitions have them, or it is unlogged.
+    pub(super) rows: Option<u64>,
+    /// What inherits from it and was filled with it.
+    pub(super) heirs: Vec<String>,
+}
+
+impl From<Option<u64>> for Filled {
+    fn from(rows: Option<u64>) -> Self {
+        Self { rows, heirs: Vec::new() }
+    }
+}
+
 /// Where tables are filled from and to.
 #[derive(Clone, Copy, Debug)]
 pub struct Sides<'a> {
@@ -95,13 +119,12 @@ pub(crate) async fn begun(shadow: &Client) -> Result<(), Error> {
     shadow.batch_execute(&wait).await.map_err(Error::database("wait until a table is altered"))
 }
 
-/// Makes the table where it is missing, fills it, and publishes it where it is not published; how many rows it has. None: its rows are not
-/// published: it is partitioned, and its partitions have them, or it is unlogged.
-pub(super) async fn table(sides: Sides<'_>, name: &str) -> Result<Option<u64>, Error> {
+/// Makes the table where it is missing, fills it, and publishes it where it is not published.
+pub(super) async fn table(sides: Sides<'_>, name: &str) -> Result<Filled, Error> {
     let failed = |error| refused(&format!("fill table {name}"))(error);
     let there = "SELECT pg_catalog.to_regclass($1) IS NOT NULL";
     if !sides.shadow.1.query_one(there, &[&name]).await.map_err(failed)?.get::<_, bool>(0) {
-        return new::table(sides, name).await;
+        return new::table(sides, name).await.map(Filled::from);
     }
     // Reads under the snapshot while the other session lets writers go on.
     let reader = connect(sides.source.0, APPLICATION).await?;
@@ -141,7 +164,7 @@ async fn whole(shadow: &Client, names: &[&str]) -> Result<(), tokio_postgres::Er
 }
 
 /// The table is there: its rows are taken away and copied anew.
-async fn anew(sides: Sides<'_>, name: &str, reader: &Client) -> Result<Option<u64>, Error> {
+async fn anew(sides: Sides<'_>, name: &str, reader: &Client) -> Result<Filled, Error> {
     let (shadow_dsn, shadow) = sides.shadow;
     let failed = |error| refused(&format!("fill table {name}"))(error);
     let mut is_whole = unfilled(shadow).await?.into_iter().all(|table| table != name);
@@ -155,7 +178,7 @@ async fn anew(sides: Sides<'_>, name: &str, reader: &Client) -> Result<Option<u6
     // Until its rows are committed nobody takes it for whole.
     seed_anew(shadow, &[name.to_owned()]).await?;
     if !keeps_order([reader, shadow], name).await? {
-        return new::again(sides, name).await;
+        return new::again(sides, name).await.map(Filled::from);
     }
     begin(shadow).await.map_err(failed)?;
     let _told = Told(sides.filling);
@@ -192,7 +215,8 @@ async fn anew(sides: Sides<'_>, name: &str, reader: &Client) -> Result<Option<u6
     whole(shadow, &names).await.map_err(failed)?;
     // Those that came since have looked at the columns that it had.
     shadow.batch_execute(&format!("{}; COMMIT", ends())).await.map_err(failed)?;
-    Ok(Some(rows))
+    let heirs = names.into_iter().filter(|one| *one != name).map(str::to_owned).collect();
+    Ok(Filled { rows: Some(rows), heirs })
 }
 
 /// Writes down what the tables' rows are of, for each stream that may still bring what they show already: by their numbers at the source, which
@@ -381,12 +405,22 @@ pub(crate) async fn unfilled(shadow: &Client) -> Result<Vec<String>, Error> {
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Writes down on the shadow that the rows of these tables (of a partitioned one: of its partitions) are to be copied anew; gives their
-/// names. Until they are, the shadow differs from its source.
+/// These tables of the shadow's, as far as they are there.
+pub(super) async fn numbered(
+    shadow: &Client,
+    names: &[&str],
+) -> Result<Vec<Numbered>, tokio_postgres::Error> {
+    let numbers = "SELECT name, c.oid FROM unnest($1::text[]) name JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(name)";
+    let numbers = shadow.query(numbers, &[&names]).await?;
+    Ok(numbers.iter().map(|row| Numbered { name: row.get(0), number: row.get(1) }).collect())
+}
+
+/// Writes down on the shadow that the rows of these tables (of a partitioned one: of its partitions) are to be copied anew; gives which
+/// they are. Until they are, the shadow differs from its source.
 ///
 /// # Errors
 /// [`Error::Unready`] where the shadow has no such table; then nothing is written down.
-pub async fn seed_anew(shadow: &Client, tables: &[String]) -> Result<Vec<String>, Error> {
+pub async fn seed_anew(shadow: &Client, tables: &[String]) -> Result<Vec<Numbered>, Error> {
     let failed = |error| refused("write down which tables are not whole")(error);
     let found = "SELECT t.name, found.oid, found.called FROM unnest($1::text[]) AS t(name) LEFT JOIN LATERAL ( \
           SELECT c.oid, format('%I.%I', n.nspname, c.relname) AS called \
@@ -397,19 +431,19 @@ pub async fn seed_anew(shadow: &Client, tables: &[String]) -> Result<Vec<String>
             AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'godwit') \
         ) found ON true ORDER BY 1, 3";
     let found = shadow.query(found, &[&tables]).await.map_err(failed)?;
-    let (mut numbers, mut names) = (Vec::new(), Vec::new());
+    let (mut numbers, mut tables) = (Vec::new(), Vec::new());
     for row in &found {
         let (Some(number), Some(name)) = (row.get::<_, Option<u32>>(1), row.get(2)) else {
             let name: &str = row.get(0);
             return Err(Error::Unready(format!("the shadow has no table {name} (write it as schema.table)")));
         };
         numbers.push(number);
-        names.push(name);
+        tables.push(Numbered { name, number });
     }
     let mark =
         "INSERT INTO godwit.unfilled (target_table) SELECT DISTINCT unnest($1::oid[]) ON CONFLICT DO NOTHING";
     shadow.execute(mark, &[&numbers]).await.map_err(failed)?;
-    Ok(names)
+    Ok(tables)
 }
 
 /// Writes down on the shadow that the rows of these tables of the source's (each as `schema.table`) are not whole there. One that the shadow lacks is

@@ -41,7 +41,7 @@ use kinds::{
     APART, ASIDE, HARMLESS, LONG, MADE_ANEW, OPTIONS, REPLACED, ROW_TYPE, STRICT, UNVALIDATED, WHOLE,
 };
 
-pub use fill::{Filling, Sides, not_whole, seed_anew};
+pub use fill::{Filling, Numbered, Sides, not_whole, seed_anew};
 pub use keyless::{identify, published_keyless, unpublish, unpublished as not_published};
 pub use sync::{Synced, mark, sync};
 pub use types::tables_of;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use super::fill::{self, PATIENCE, Sides};
+use super::fill::{self, Filled, Numbered, PATIENCE, Sides};
 use super::{Difference, Mend, in_the_way, worded};
 use crate::error::{Error, ErrorKind, chain};
 use crate::fence::refused;
@@ -15,6 +15,8 @@ use crate::fence::refused;
 pub struct Synced {
     /// What was done, one line each.
     pub done: Vec<String>,
+    /// The tables whose rows were copied, all of them.
+    pub filled: Vec<Numbered>,
     /// Why not all of it was.
     pub failure: Option<Error>,
     /// Why appliers may still go by what a table was before.
@@ -43,7 +45,7 @@ impl Renewal {
 pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSet<&str>) -> Synced {
     let (_, shadow) = sides.shadow;
     wanted.sort_by_key(|difference| rank(&difference.mend));
-    let mut done = Vec::new();
+    let (mut done, mut filled) = (Vec::new(), Vec::new());
     let mut failure = None;
     let mut renewal = Renewal::default();
     // Columns wait for those before them, as long as that may help.
@@ -95,15 +97,17 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
                         together = Some(fill::new::tables(sides, &tables).await);
                     }
                     let made = match together.as_mut().and_then(|made| made.remove(name)) {
-                        Some(rows) => Ok(rows),
+                        Some(rows) => Ok(Filled::from(rows)),
                         None => fill::table(sides, name).await,
                     };
-                    made.map(|rows| {
-                        Some(match rows {
-                            Some(rows) => format!("{name}: made, {rows} rows copied, published"),
-                            None => format!("{name}: made"),
-                        })
-                    })
+                    match made {
+                        Ok(Filled { rows: Some(rows), heirs }) => {
+                            filled.extend(numbered(shadow, name, &heirs).await);
+                            Ok(Some(format!("{name}: made, {rows} rows copied, published")))
+                        }
+                        Ok(Filled { rows: None, .. }) => Ok(Some(format!("{name}: made"))),
+                        Err(error) => Err(error),
+                    }
                 }
                 Mend::Anew(_) | Mend::Identity(_) | Mend::Person(_) => Ok(None),
             };
@@ -156,7 +160,13 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
         // The next sync will not see that it is.
         renewal.tried(renew().await);
     }
-    Synced { done, failure, unaware: renewal.failure }
+    Synced { done, filled, failure, unaware: renewal.failure }
+}
+
+/// A table and its heirs, whose rows were copied; none where that is not known: whoever knows of other rows there goes on doing so.
+async fn numbered(shadow: &Client, table: &str, heirs: &[String]) -> Vec<Numbered> {
+    let names: Vec<&str> = [table].into_iter().chain(heirs.iter().map(String::as_str)).collect();
+    fill::numbered(shadow, &names).await.unwrap_or_default()
 }
 
 /// Writes a message to the source's WAL: even an idle source has something to bring then, and all before it is durable.
