@@ -61,6 +61,15 @@ pub async fn has_tables(target: &Client) -> Result<bool, Error> {
     Ok(target.query_one(sql, &[]).await.map_err(refused("look for tables"))?.get(0))
 }
 
+/// Whether emptying a database for `stream` broke off: its fence stays until nothing is left, and no copy has begun.
+pub async fn broke_off(target: &Client, resource: &str, stream: &str) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT FROM godwit.epoch WHERE resource = $1 AND fenced) \
+        AND EXISTS (SELECT FROM godwit.progress WHERE stream = $2 AND NOT copied) \
+        AND NOT EXISTS (SELECT FROM godwit.copying WHERE stream = $2) AND EXISTS (SELECT FROM godwit.user_tables())";
+    let row = target.query_one(sql, &[&resource, &stream]).await;
+    Ok(row.map_err(refused("look whether it was emptied"))?.get(0))
+}
+
 /// Notes in the database behind `target` that `stream` begins with a copy, as in one that was emptied for it: where that holds no table, and knows
 /// nothing of the stream.
 pub async fn awaits_copy(target: &Client, stream: &str, generation: u64) -> Result<(), Error> {

@@ -1,7 +1,10 @@
 //! What the shadow cannot be told of a table's values.
 
 use anyhow::{Result, ensure};
+use godwit::demo::zone::RESOURCE;
 use godwit_tests::waiting::until;
+use replicator::postgres::slot;
+use replicator::reseed;
 use tokio_postgres::Client;
 
 use crate::leader::{Leader, superuser};
@@ -142,4 +145,25 @@ async fn columns_stand_in_the_primarys_order() -> Result<()> {
     let zip = "INSERT INTO ord VALUES (100000, 'x', '5678', DEFAULT, 'Basel') RETURNING zip";
     ensure!(shadow.query_one(zip, &[]).await?.get::<_, String>(0) == "5678");
     Ok(())
+}
+
+/// As a node leaves it that ends meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shadow_whose_emptying_broke_off_is_emptied_and_copied_by_itself() -> Result<()> {
+    let playground = replicated("mode: async, slot: {reseed: auto}").await?;
+    let [near, far] = &playground.zones;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    drop(leader);
+    let (primary, shadow) = (superuser(near).await?, superuser(far).await?);
+    let name = slot::slot_name(RESOURCE, 1);
+    until("its slot is gone", async || Ok(slot::drop_slot(&primary, &name).await.is_ok())).await?;
+    let emptied = "UPDATE godwit.progress SET applied_lsn = '0/0', copied = false, source_system = NULL, source_timeline = NULL;
+        DELETE FROM godwit.copied_parts; DELETE FROM godwit.identities; DELETE FROM godwit.worded";
+    shadow.batch_execute(emptied).await?;
+    ensure!(reseed::broke_off(&shadow, RESOURCE, &name).await?, "nothing is left, or it is not fenced");
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    ensure!(!reseed::broke_off(&shadow, RESOURCE, &name).await?, "it was not copied");
+    same_rows([&primary, &shadow], "orders").await
 }

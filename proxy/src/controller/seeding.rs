@@ -20,6 +20,13 @@ const TRIES: usize = 3;
 /// How often it is looked whether it is.
 const LOOKS: Duration = Duration::from_secs(1);
 
+/// Why a shadow is given no copy while some of what it had is left.
+pub(super) fn half_emptied(resource: &str) -> String {
+    format!(
+        "emptying the shadow broke off: with `slot: {{reseed: auto}}` it goes on by itself, else with godwit reseed {resource}"
+    )
+}
+
 /// The shadow is being emptied while this lives.
 struct Emptying<'a>(&'a watch::Sender<bool>);
 

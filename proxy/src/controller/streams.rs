@@ -329,6 +329,10 @@ impl Streams {
         if copied == Some(true) {
             return Ok(());
         }
+        // A slot that is there says that the stream begins, and nobody would go on with that.
+        if reseed::broke_off(&to, &self.resource, &name).await.map_err(chain)? {
+            return Err(super::seeding::half_emptied(&self.resource));
+        }
         // Whatever was known of the rows of another shadow is not known of this one.
         self.note_emptied();
         // The copy is of everything, in one lane.
