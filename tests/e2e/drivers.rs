@@ -236,10 +236,13 @@ pub(crate) async fn until(
 }
 
 pub(crate) fn movable(view: &ResourceView) -> bool {
-    let guards = view.decision.iter().flat_map(|decision| &decision.guards);
-    view.phase == "shadowing"
-        && view.decision.is_some()
-        && guards.clone().all(|g| g.passed || !g.binds_operator)
+    view.phase == "shadowing" && is_let(view)
+}
+
+/// The guards let an operator move it.
+fn is_let(view: &ResourceView) -> bool {
+    let mut guards = view.decision.iter().flat_map(|decision| &decision.guards);
+    view.decision.is_some() && guards.all(|guard| guard.passed || !guard.binds_operator)
 }
 
 async fn migrate(client: &Client, resource: &str, to: &str) -> Result<()> {
@@ -603,6 +606,53 @@ async fn a_move_ends_what_waits_to_be_given_back() -> Result<()> {
     std::fs::write(folder_of(&fleet.config).join("policies/playground.yaml"), policy(""))?;
     client.send("/api/v1/config/reload", &json!({})).await?;
     until(&mut node, &client, RESOURCE, "nothing waits any more", |view| !kept(view)).await?;
+    Ok(())
+}
+
+/// Its workers are there for the next try, and it soaks until it was to.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_primary_soaks_on_where_the_way_back_is_undone() -> Result<()> {
+    let fleet = Fleet::new(&policy("").replace("retire: {after: 100ms", "retire: {after: 1h")).await?;
+    let (client, near) = (fleet.client(), fleet.near().name.clone());
+    let mut node = fleet.start()?;
+    until(&mut node, &client, RESOURCE, "the shadow is ready", movable).await?;
+    // The old primary is to be the one whose workers the script has.
+    migrate(&client, RESOURCE, "far").await?;
+    let soaks = |zone: &str| {
+        let zone = zone.to_owned();
+        move |view: &ResourceView| view.primary == zone && view.phase == "soaking" && is_let(view)
+    };
+    until(&mut node, &client, RESOURCE, "it soaks", soaks("far")).await?;
+    migrate(&client, RESOURCE, &near).await?;
+    let view = until(&mut node, &client, RESOURCE, "the other soaks", soaks(&near)).await?;
+    let (run, until_ms) = (view.migration.context("a migration")?, view.soak.context("a soak")?.until_ms);
+    let asked = fleet.scaled().len();
+
+    let hold = fleet.home.join("hold");
+    std::fs::write(&hold, "")?;
+    migrate(&client, RESOURCE, "far").await?;
+    let view = until(&mut node, &client, RESOURCE, "it scales up", |view| view.phase == "requested").await?;
+    let back = view.migration.context("a migration")?;
+    let migration = async |id: &str| -> Result<Value> {
+        client.fetch(&format!("/api/v1/resources/{RESOURCE}/migrations/{id}")).await
+    };
+    ensure!(migration(&run).await?["state"] == "soaking", "{:#}", migration(&run).await?);
+    // The guards stop it.
+    let freeze = format!("/api/v1/resources/{RESOURCE}/freeze");
+    client.send(&freeze, &json!({ "why": "a release" })).await?;
+    std::fs::remove_file(&hold)?;
+    let goes_on = |view: &ResourceView| {
+        let soak = view.soak.as_ref().is_some_and(|soak| soak.until_ms == until_ms);
+        soak && view.migration.as_deref() == Some(&*run)
+    };
+    until(&mut node, &client, RESOURCE, "the soak goes on", goes_on).await?;
+    ensure!(migration(&back).await?["state"] == "aborted", "{:#}", migration(&back).await?);
+    let run = migration(&run).await?;
+    ensure!((&run["state"], &run["ended_ms"]) == (&json!("soaking"), &Value::Null), "{run:#}");
+    // It has had time to ask for fewer.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let asked = fleet.scaled().split_off(asked);
+    ensure!(asked.iter().all(|workers| *workers == 2), "scaled down: {asked:?}");
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! What of a controller's work goes into the audit.
 
-use migration::cutover::State;
+use migration::cutover::{Phase, State};
 use migration::report::{DecisionReport, Verdict};
 
 use crate::audit::Entry;
@@ -33,7 +33,9 @@ pub(super) fn decision(resource: &str, report: &DecisionReport) -> Entry {
 }
 
 pub(super) fn step(before: &State, after: &State, event: &str) -> Entry {
-    let run = after.run.as_ref().or(before.run.as_ref());
+    // Where a soak goes on, it is the way back that was undone.
+    let undone = before.run.as_ref().filter(|_| before.soaking.is_some() && after.phase == Phase::Soaking);
+    let run = undone.or(after.run.as_ref()).or(before.run.as_ref());
     Entry::Step {
         resource: after.resource.clone(),
         migration: run.map(|run| run.id.clone()),

@@ -340,13 +340,11 @@ impl Machine {
         let steady = Steady::begin();
         // One moment for the state and its record: a phase ends when the next begins.
         let now = if begins { steady.now() } else { self.moment() };
+        let phase = self.state.phase;
         match step(&self.state, event.clone(), now) {
             Ok((next, effects)) => {
-                let end = effects.iter().find_map(|effect| match effect {
-                    Effect::CloseRun { outcome, .. } => Some(outcome),
-                    _ => None,
-                });
-                if let Err(why) = self.adopt(next, name, now, end) {
+                let ends: Vec<_> = effects.iter().filter_map(Effect::ends).collect();
+                if let Err(why) = self.adopt(next, name, now, &ends) {
                     self.journal_failed(&why, event);
                     return;
                 }
@@ -356,19 +354,22 @@ impl Machine {
                 for effect in effects {
                     self.start(effect);
                 }
+                if phase != self.state.phase {
+                    self.soak_as_configured();
+                }
             }
             Err(refused @ Refused::NotAwaited { .. }) => tracing::debug!(%refused, "event changes nothing"),
             Err(refused) => tracing::info!(%refused, "event refused"),
         }
     }
 
-    /// `next`, which ends the present run if `end` says how.
+    /// `next`, which ends these runs.
     fn adopt(
         &mut self,
         mut next: State,
         event: &str,
         now: Timestamp,
-        end: Option<&Outcome>,
+        ends: &[(&str, &Outcome)],
     ) -> Result<(), String> {
         if next == self.state {
             return Ok(());
@@ -382,17 +383,17 @@ impl Machine {
             let waited = if self.state.phase == Phase::Held { "" } else { "it waited first, since " };
             *why = format!("{why}: {waited}{inside}");
         }
-        let ends = self.state.run.as_ref().zip(end);
-        let gives_back = ends.map_or(Ok(None), |(run, outcome)| self.gives_back(run, outcome));
+        let gives_back = self.gives_back(ends);
         let retirement = gives_back.as_ref().ok().and_then(Option::as_ref);
-        let ended = ends.map(|(run, outcome)| Ended { run: &run.id, outcome, retirement });
+        let ended = ends.iter().map(|(run, outcome)| Ended { run, outcome, retirement });
         self.hands.journal.append(&next, event, now, ended).map_err(chain)?;
         self.journal_fails = None;
         if next.phase != self.state.phase {
             self.hands.audit.note(audited::step(&self.state, &next, event));
         }
         let same = |run: &&Run| self.state.run.as_ref().is_some_and(|before| before.id == run.id);
-        if let Some(run) = next.run.as_ref().filter(|run| !same(run)) {
+        // None begins with a soak: that one goes on.
+        if let Some(run) = next.run.as_ref().filter(|run| !same(run) && next.phase != Phase::Soaking) {
             // What waits to be tried again would act in this run as its own one wanted it, and nobody would hear its answer.
             self.running.abort(|key| tasks::is_outdated(key, &run.id));
             // Nothing else may read in the databases while requests are held.
@@ -435,10 +436,8 @@ impl Machine {
             StepView { phase: before.phase.name().into(), started_ms: before.since.0, ended_ms: Some(now.0) };
         self.tell_step(&before, &left, now);
         self.publish();
-        if let Some((run, outcome)) = before.run.as_ref().zip(end) {
-            self.retire(gives_back);
-            self.tell_end(run, outcome, left, now);
-        }
+        self.retire(gives_back);
+        self.tell_ends(&before, ends, &left, now);
         Ok(())
     }
 

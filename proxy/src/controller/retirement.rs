@@ -71,12 +71,13 @@ impl Retiring {
 }
 
 impl Machine {
-    /// What is given back when a migration ends so: its old primary, if the policy says it and both sides were equal. Or
-    /// why it is kept after all.
-    pub(super) fn gives_back(&self, run: &Run, outcome: &Outcome) -> Result<Option<RetirementRow>, String> {
-        if *outcome != Outcome::Retired || !self.gives_back_at_all() {
+    /// What is given back when these migrations end so: the old primary of one that retires it, if the policy says it and both sides
+    /// were equal. Or why it is kept after all.
+    pub(super) fn gives_back(&self, ends: &[(&str, &Outcome)]) -> Result<Option<RetirementRow>, String> {
+        let retires = |run: &&Run| ends.contains(&(&*run.id, &Outcome::Retired));
+        let Some(run) = self.state.run.as_ref().filter(retires).filter(|_| self.gives_back_at_all()) else {
             return Ok(None);
-        }
+        };
         if !run.verified {
             return Err(format!(
                 "{} is kept: the comparison after {} did not find both sides equal",
@@ -95,7 +96,7 @@ impl Machine {
         self.hands.policy().after_retire == AfterRetire::Deprovision
     }
 
-    /// A migration ended, and the journal knows what is given back.
+    /// The journal knows what is given back, if a migration ended so.
     pub(super) fn retire(&mut self, gives_back: Result<Option<RetirementRow>, String>) {
         match gives_back {
             Ok(None) => {}

@@ -192,9 +192,10 @@ fn is_of_stream(slot: &SlotInfo, state: &State) -> bool {
     slot::generation_of(&slot.name, &state.resource) == Some(state.generation.0)
 }
 
-/// An undone move has had time to drop what it made.
+/// An undone move has had time to drop what it made. After a way back that was undone the soak before it goes on.
 fn is_over(state: &State, now: Timestamp) -> bool {
-    state.run.is_none() && state.phase == Phase::Shadowing && now.since(state.since) >= AGAIN
+    let follows = state.phase == if state.run.is_some() { Phase::Soaking } else { Phase::Shadowing };
+    follows && now.since(state.since) >= AGAIN
 }
 
 /// What may be done about a slot now.
@@ -634,6 +635,14 @@ mod tests {
         let all = ["godwit_orders_g1", "godwit_orders_g2", "godwit_orders_g2_critical", "godwit_orders_g3"];
         assert_eq!(left_over(&slots, &there, &state, later), all, "no stream begins there");
         assert_eq!(left_over(&slots, &here, &state, later), ["godwit_orders_g1", "godwit_orders_g3"]);
+        // Of a way back, too, after which an old primary soaks on; not while one is under way.
+        let limits = migration::cutover::Limits::of(
+            &Policy::new(migration::policy::PolicyParts::default()).expect("defaults"),
+        );
+        let mut state = state.undoing("m1", limits, "x", Timestamp(1_000));
+        assert!(left_over(&slots, &there, &state, later).is_empty());
+        state.phase = Phase::Soaking;
+        assert_eq!(left_over(&slots, &there, &state, later), all);
     }
 
     #[test]

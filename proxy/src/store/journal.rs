@@ -230,15 +230,16 @@ impl Journal {
     }
 
     /// Writes `state` and returns when it is on disk. A run's first record also opens its line in the history, its
-    /// commit and verification complete it, and the record that ends a run closes it and notes what is to be given back: in the same
+    /// commit and verification complete it, and the record that ends runs closes them and notes what is to be given back: in the same
     /// transaction. No crash leaves a run that goes on for ever, or an old primary.
-    pub fn append(
+    pub fn append<'e>(
         &self,
         state: &State,
         event: &str,
         at: Timestamp,
-        ended: Option<Ended<'_>>,
+        ended: impl IntoIterator<Item = Ended<'e>>,
     ) -> Result<(), StoreError> {
+        let ended: Vec<_> = ended.into_iter().collect();
         let text = record::encode(state).map_err(StoreError::Encode)?;
         let write = || {
             let mut connection = self.connection();
@@ -278,14 +279,12 @@ impl Journal {
                         run.fence.map(|position| position.0)
                     ])?;
             }
-            if let Some(ended) = &ended {
-                close(&transaction, ended, at)?;
-            }
+            ended.iter().try_for_each(|ended| close(&transaction, ended, at))?;
             transaction.commit()
         };
         write().map_err(self.database())?;
         if let Some(hook) = AFTER_APPEND.get() {
-            hook(state, ended.is_some());
+            hook(state, !ended.is_empty());
         }
         Ok(())
     }
@@ -601,6 +600,47 @@ mod tests {
         }
         let recent = [200, 300].map(Timestamp).to_vec();
         assert_eq!(since(101), Commits { recent, last: Some(Timestamp(300)), undone: Undone::default() });
+    }
+
+    #[test]
+    fn a_way_back_and_the_soak_before_it_are_in_one_record_and_end_with_one() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let journal = Journal::open(directory.path()).expect("open");
+        let mut state = walk(&journal);
+        let limits = state.run.as_ref().expect("a run").limits;
+        let at = Timestamp(20);
+        let back =
+            Event::MigrateRequested { id: "m2".into(), to: "a".into(), trigger: Trigger::Score, limits };
+        let events = [
+            Event::ReverseSlotMade,
+            Event::GuardsPassed,
+            Event::GateClosed,
+            Event::DrainFinished,
+            Event::FenceUp { marker: migration::units::Position(7) },
+            Event::MarkerApplied,
+            Event::SequencesSet,
+            Event::ReverseSlotMade,
+            Event::FenceLifted,
+            Event::PoolSwapped,
+            Event::GateOpened,
+            Event::StreamUp,
+            Event::OldStreamGone,
+            back,
+        ];
+        for event in events {
+            let name = event.name();
+            state = step(&state, event, at).expect("there, and back").0;
+            journal.append(&state, name, at, None).expect("append");
+        }
+        assert!(state.soaking.is_some());
+        assert_eq!(journal.latest("orders").expect("read").as_ref(), Some(&state));
+        let outcome = |id| journal.run(id).expect("read").expect("the run").outcome;
+        assert_eq!(["m1", "m2"].map(outcome), [None, None]);
+        // It is undone, and the shadow takes over.
+        let ends = [("m1", Outcome::Superseded), ("m2", Outcome::Aborted(String::new()))];
+        let ended = ends.iter().map(|(run, outcome)| Ended { run, outcome, retirement: None });
+        journal.append(&state, "TakeOverRequested", at, ended).expect("append");
+        assert_eq!(["m1", "m2"].map(outcome), ["superseded", "aborted"].map(|name| Some(name.into())));
     }
 
     #[test]

@@ -213,15 +213,17 @@ impl Journal {
     /// [`StoreError::Database`].
     pub fn end_others(&self, state: &State, now: Timestamp) -> Result<(), StoreError> {
         let own = state.run.as_ref().map(|run| run.id.as_str());
+        let soaking = state.soaking.as_ref().map(|soak| soak.run.id.as_str());
         let sql = "UPDATE run SET ended_ms = ?4, outcome = CASE WHEN generation > ?2 THEN 'aborted' \
                      WHEN committed_ms IS NOT NULL AND fence IS NULL THEN 'taken_over' ELSE 'superseded' END, \
                      reason = CASE WHEN generation > ?2 THEN ?5 \
                      WHEN generation = ?2 AND (committed_ms IS NULL OR fence IS NOT NULL) THEN ?6 END \
-                   WHERE resource = ?1 AND outcome IS NULL AND id IS NOT ?3";
+                   WHERE resource = ?1 AND outcome IS NULL AND id IS NOT ?3 AND id IS NOT ?7";
         let write = || {
             let connection = self.connection();
+            let (resource, generation) = (&state.resource, state.generation.0);
             connection
-                .execute(sql, params![state.resource, state.generation.0, own, now.0, LOST, LOST_IN_SOAK])?;
+                .execute(sql, params![resource, generation, own, now.0, LOST, LOST_IN_SOAK, soaking])?;
             connection.execute("DELETE FROM placed WHERE resource = ?1", [&state.resource]).map(drop)
         };
         write().map_err(self.database())
@@ -315,7 +317,7 @@ fn insert(connection: &Connection, table: &str, known: &[String], row: &Row) -> 
 
 #[cfg(test)]
 mod tests {
-    use migration::cutover::{Event, Limits, Outcome, Trigger, step};
+    use migration::cutover::{Event, Limits, Outcome, Soak, Trigger, step};
     use migration::policy::{Policy, PolicyParts};
     use migration::units::{Generation, Zone};
 
@@ -397,6 +399,19 @@ mod tests {
         assert_eq!(other.placed("orders").unwrap(), None, "its own journal says that now");
         let superseded = Some("superseded".to_owned());
         assert_eq!(ids(&other), vec![("m0".into(), superseded.clone()), ("m1".into(), superseded)]);
+    }
+
+    #[test]
+    fn a_soak_goes_on_while_the_way_back_is_under_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = Journal::open(directory.path()).unwrap();
+        begun(&journal, "m0");
+        let before = begun(&journal, "m1");
+        let state = begun(&journal, "m2");
+        let soaking = before.run.map(|run| Soak { run, since: Timestamp(1) });
+        journal.end_others(&State { soaking, ..state }, Timestamp(20)).unwrap();
+        let open = |id: &str| journal.run(id).unwrap().unwrap().outcome.is_none();
+        assert_eq!(["m0", "m1", "m2"].map(open), [false, true, true]);
     }
 
     /// Committed and not retired, or not in the journal of the next leader as that; undone; and one of before.

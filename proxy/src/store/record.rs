@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use migration::cutover::{Limits, Phase, Run, State, Trigger, invariants};
+use migration::cutover::{Limits, Phase, Run, Soak, State, Trigger, invariants};
 use migration::units::{Generation, Position, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,14 @@ struct StateRecord {
     phase: String,
     since_ms: u64,
     run: Option<RunRecord>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    soaking: Option<SoakRecord>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SoakRecord {
+    run: RunRecord,
+    since_ms: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -59,46 +67,89 @@ struct LimitsRecord {
     require_verified: bool,
 }
 
+impl RunRecord {
+    fn of(run: &Run) -> Self {
+        let ms = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            id: run.id.clone(),
+            from: run.from.to_string(),
+            to: run.to.to_string(),
+            generation: run.generation.0,
+            operator: match &run.trigger {
+                Trigger::Operator(name) => Some(name.clone()),
+                Trigger::Score | Trigger::Failures(_) => None,
+            },
+            failures: match &run.trigger {
+                Trigger::Failures(what) => Some(what.clone()),
+                Trigger::Score | Trigger::Operator(_) => None,
+            },
+            started_ms: run.started.0,
+            limits: LimitsRecord {
+                scale_ms: ms(run.limits.scale),
+                arm_ms: ms(run.limits.arm),
+                drain_ms: ms(run.limits.drain),
+                hold_ms: ms(run.limits.hold),
+                watch_ms: ms(run.limits.watch),
+                retire_after_ms: ms(run.limits.retire_after),
+                require_verified: run.limits.require_verified,
+            },
+            held_since_ms: run.held_since.map(|at| at.0),
+            fence: run.fence.map(|position| position.0),
+            guarded: run.guarded,
+            reverse_slot: run.reverse_slot,
+            caught_up: run.caught_up,
+            sequenced: run.sequenced,
+            opened: run.opened,
+            swapped: run.swapped,
+            reversed: run.reversed,
+            verified: run.verified,
+            aborted: run.aborted.clone(),
+            lift_fence: run.lift_fence,
+            taken_over: run.taken_over,
+        }
+    }
+
+    fn run(self) -> Run {
+        let ms = Duration::from_millis;
+        Run {
+            id: self.id,
+            from: self.from.as_str().into(),
+            to: self.to.as_str().into(),
+            generation: Generation(self.generation),
+            trigger: match (self.operator, self.failures) {
+                (Some(name), _) => Trigger::Operator(name),
+                (None, Some(what)) => Trigger::Failures(what),
+                (None, None) => Trigger::Score,
+            },
+            started: Timestamp(self.started_ms),
+            limits: Limits {
+                scale: ms(self.limits.scale_ms),
+                arm: ms(self.limits.arm_ms),
+                drain: ms(self.limits.drain_ms),
+                hold: ms(self.limits.hold_ms),
+                watch: ms(self.limits.watch_ms),
+                retire_after: ms(self.limits.retire_after_ms),
+                require_verified: self.limits.require_verified,
+            },
+            held_since: self.held_since_ms.map(Timestamp),
+            fence: self.fence.map(Position),
+            guarded: self.guarded,
+            reverse_slot: self.reverse_slot,
+            caught_up: self.caught_up,
+            sequenced: self.sequenced,
+            opened: self.opened,
+            swapped: self.swapped,
+            reversed: self.reversed,
+            verified: self.verified,
+            aborted: self.aborted,
+            lift_fence: self.lift_fence,
+            taken_over: self.taken_over,
+        }
+    }
+}
+
 /// The state as journal text.
 pub(super) fn encode(state: &State) -> Result<String, serde_json::Error> {
-    let ms = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
-    let run = state.run.as_ref().map(|run| RunRecord {
-        id: run.id.clone(),
-        from: run.from.to_string(),
-        to: run.to.to_string(),
-        generation: run.generation.0,
-        operator: match &run.trigger {
-            Trigger::Operator(name) => Some(name.clone()),
-            Trigger::Score | Trigger::Failures(_) => None,
-        },
-        failures: match &run.trigger {
-            Trigger::Failures(what) => Some(what.clone()),
-            Trigger::Score | Trigger::Operator(_) => None,
-        },
-        started_ms: run.started.0,
-        limits: LimitsRecord {
-            scale_ms: ms(run.limits.scale),
-            arm_ms: ms(run.limits.arm),
-            drain_ms: ms(run.limits.drain),
-            hold_ms: ms(run.limits.hold),
-            watch_ms: ms(run.limits.watch),
-            retire_after_ms: ms(run.limits.retire_after),
-            require_verified: run.limits.require_verified,
-        },
-        held_since_ms: run.held_since.map(|at| at.0),
-        fence: run.fence.map(|position| position.0),
-        guarded: run.guarded,
-        reverse_slot: run.reverse_slot,
-        caught_up: run.caught_up,
-        sequenced: run.sequenced,
-        opened: run.opened,
-        swapped: run.swapped,
-        reversed: run.reversed,
-        verified: run.verified,
-        aborted: run.aborted.clone(),
-        lift_fence: run.lift_fence,
-        taken_over: run.taken_over,
-    });
     serde_json::to_string(&StateRecord {
         version: VERSION,
         resource: state.resource.clone(),
@@ -107,7 +158,11 @@ pub(super) fn encode(state: &State) -> Result<String, serde_json::Error> {
         shadow: state.shadow.to_string(),
         phase: state.phase.name().to_owned(),
         since_ms: state.since.0,
-        run,
+        run: state.run.as_ref().map(RunRecord::of),
+        soaking: state
+            .soaking
+            .as_ref()
+            .map(|soak| SoakRecord { run: RunRecord::of(&soak.run), since_ms: soak.since.0 }),
     })
 }
 
@@ -118,41 +173,6 @@ pub(super) fn decode(text: &str) -> Result<State, String> {
         return Err(format!("record version {} is not {VERSION}: written by another godwit", record.version));
     }
     let phase = Phase::from_name(&record.phase).ok_or_else(|| format!("unknown phase {:?}", record.phase))?;
-    let ms = Duration::from_millis;
-    let run = record.run.map(|run| Run {
-        id: run.id,
-        from: run.from.as_str().into(),
-        to: run.to.as_str().into(),
-        generation: Generation(run.generation),
-        trigger: match (run.operator, run.failures) {
-            (Some(name), _) => Trigger::Operator(name),
-            (None, Some(what)) => Trigger::Failures(what),
-            (None, None) => Trigger::Score,
-        },
-        started: Timestamp(run.started_ms),
-        limits: Limits {
-            scale: ms(run.limits.scale_ms),
-            arm: ms(run.limits.arm_ms),
-            drain: ms(run.limits.drain_ms),
-            hold: ms(run.limits.hold_ms),
-            watch: ms(run.limits.watch_ms),
-            retire_after: ms(run.limits.retire_after_ms),
-            require_verified: run.limits.require_verified,
-        },
-        held_since: run.held_since_ms.map(Timestamp),
-        fence: run.fence.map(Position),
-        guarded: run.guarded,
-        reverse_slot: run.reverse_slot,
-        caught_up: run.caught_up,
-        sequenced: run.sequenced,
-        opened: run.opened,
-        swapped: run.swapped,
-        reversed: run.reversed,
-        verified: run.verified,
-        aborted: run.aborted,
-        lift_fence: run.lift_fence,
-        taken_over: run.taken_over,
-    });
     let state = State {
         resource: record.resource,
         generation: Generation(record.generation),
@@ -160,7 +180,8 @@ pub(super) fn decode(text: &str) -> Result<State, String> {
         shadow: record.shadow.as_str().into(),
         phase,
         since: Timestamp(record.since_ms),
-        run,
+        run: record.run.map(RunRecord::run),
+        soaking: record.soaking.map(|soak| Soak { run: soak.run.run(), since: Timestamp(soak.since_ms) }),
     };
     invariants::check(&state)?;
     Ok(state)

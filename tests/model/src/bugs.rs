@@ -46,6 +46,8 @@ pub enum Bug {
     SequencesNotAhead,
     /// A database does not say that it took over: what [`judge`](migration::cutover::memory::judge) did not ask before.
     TookOverUnsaid,
+    /// `step` takes a way back for the end of the soak before it, also where it is undone: what it did once.
+    SoakForgotten,
     /// What an effect outside a run answers counts for the run that has begun since: what the controller did until this
     /// model found it.
     AnswersWithoutRun,
@@ -75,8 +77,9 @@ impl Bug {
         Self::SequencesNotAhead,
         Self::TookOverUnsaid,
     ];
-    /// Those that this model found in Godwit itself.
-    pub const FOUND: [Self; 3] = [Self::AnyRunUndoes, Self::AnyRunDropsTheWayBack, Self::AnswersWithoutRun];
+    /// Those that were in Godwit itself; this model found all but the last.
+    pub const FOUND: [Self; 4] =
+        [Self::AnyRunUndoes, Self::AnyRunDropsTheWayBack, Self::AnswersWithoutRun, Self::SoakForgotten];
 
     /// The smallest bound within which it shows.
     pub fn budget(self) -> Budget {
@@ -87,6 +90,7 @@ impl Bug {
             Self::GenerationUnchecked => Budget { crashes: 1, late: 1, ..one },
             Self::AnyRunUndoes => Budget { writes: 0, moves: 2, failures: 1, late: 1, ..one },
             Self::AnyRunDropsTheWayBack | Self::AnswersWithoutRun => Budget { moves: 2, ..one },
+            Self::SoakForgotten => Budget { writes: 0, moves: 2, ..one },
             Self::NotForestalled | Self::LeaseUnchecked | Self::LeadsWithAnOpenGate => {
                 Budget { leads: 1, ..one }
             }
@@ -118,7 +122,7 @@ impl Bug {
             }
             Self::ReverseSlotAfterSwap | Self::AnyRunDropsTheWayBack => "every write can go the way back",
             Self::AbortAfterCommit => "no abort after the commit",
-            Self::AnswersWithoutRun => "nothing is retired before both sides are equal",
+            Self::AnswersWithoutRun | Self::SoakForgotten => "nothing is retired before both sides are equal",
             Self::OldStreamGoesOn => "nothing reaches a database that clients write to",
             Self::SequencesNotAhead => "no number of a sequence is given twice",
             Self::LeaseUnchecked | Self::LostNotGuarded | Self::TookOverUnsaid => "every run ends",
@@ -149,6 +153,7 @@ impl Bug {
             Self::AnyRunUndoes => "any run undoes any fence",
             Self::AnyRunDropsTheWayBack => "any run drops the way back",
             Self::AnswersWithoutRun => "answers without a run count for the next",
+            Self::SoakForgotten => "soak forgotten by a way back that is undone",
         }
     }
 }

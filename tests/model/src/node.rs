@@ -228,8 +228,10 @@ pub struct Node {
     pub sequence: Option<u8>,
     /// Number of its next run.
     pub next_run: u8,
-    /// A run was retired before both sides were found equal.
+    /// An old primary was retired, or scaled down, before both sides were found equal.
     pub unverified: bool,
+    /// Both sides were found equal since the last commit.
+    pub verified: bool,
     /// What the databases told it, one after the other, since it has the lease.
     pub seen: [Option<Heard>; 2],
     /// The generation of what the shadow said, from which it goes on: the primary was not heard yet.
@@ -245,7 +247,11 @@ fn run_of(state: &State) -> u8 {
 /// Two states that differ only in moments and in words are one.
 fn timeless(mut state: State) -> State {
     state.since = NOW;
-    if let Some(run) = &mut state.run {
+    let soaking = state.soaking.as_mut().map(|soak| {
+        soak.since = NOW;
+        &mut soak.run
+    });
+    for run in state.run.iter_mut().chain(soaking) {
         run.started = NOW;
         run.held_since = run.held_since.map(|_| NOW);
         run.aborted = run.aborted.as_ref().map(|_| String::new());
@@ -290,6 +296,7 @@ impl Node {
             sequence: None,
             next_run: first_run,
             unverified: false,
+            verified: false,
             seen: [None; 2],
             unheard: None,
             known: true,
@@ -455,7 +462,10 @@ impl Node {
     pub fn take(&mut self, event: Event, bug: Option<Bug>, left: &mut Vec<(Job, u8)>) {
         let Some(state) = &self.memory else { return };
         let stepped: Result<(State, Vec<Effect>), Refused> = step(state, event, NOW);
-        let Ok((next, mut effects)) = stepped else { return };
+        let Ok((mut next, mut effects)) = stepped else { return };
+        if bug == Some(Bug::SoakForgotten) {
+            next.soaking = None;
+        }
         let entered = |phase| next.phase == phase && state.phase != phase;
         if bug == Some(Bug::ReleaseBeforeSwap) && entered(Phase::Committed) {
             effects.push(Effect::OpenGate);
@@ -483,6 +493,11 @@ impl Node {
         if begins && next.run.as_ref().is_some_and(|run| run.taken_over) {
             self.cancel(left);
             self.tasks.retain(|task| !matches!(task.job, Job::Stream(_)));
+        }
+        match (next.phase, &next.run) {
+            (Phase::Committed, _) => self.verified = false,
+            (Phase::Soaking, Some(run)) => self.verified = run.verified,
+            _ => {}
         }
         for effect in effects {
             self.start(effect, &next);
@@ -512,6 +527,10 @@ impl Node {
     }
 
     fn start(&mut self, effect: &Effect, state: &State) {
+        if let Effect::Scale { zone, capacity: Capacity::Shadow } = effect {
+            let left_by_a_commit = *zone == state.shadow && state.generation.0 > 1;
+            self.unverified |= left_by_a_commit && !self.verified;
+        }
         match effect {
             // The gate is opened and closed at once, in the order in which the machine says so.
             Effect::CloseGate => {

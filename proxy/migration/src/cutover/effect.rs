@@ -16,7 +16,7 @@ pub enum Capacity {
 pub enum Outcome {
     /// Committed, and the old primary is retired to a shadow.
     Retired,
-    /// Committed; the next migration began before the old primary was retired.
+    /// Committed; so was the next migration, before the old primary was retired.
     Superseded,
     /// Undone before the commit.
     Aborted(String),
@@ -141,6 +141,14 @@ pub enum Effect {
 }
 
 impl Effect {
+    /// The run that it closes, and how.
+    pub fn ends(&self) -> Option<(&str, &Outcome)> {
+        match self {
+            Self::CloseRun { id, outcome } => Some((id, outcome)),
+            _ => None,
+        }
+    }
+
     /// The name used in failures, logs and metrics.
     pub fn name(&self) -> &'static str {
         match self {

@@ -1,13 +1,18 @@
 //! What must hold of every state, and of every move between two: checked by [`super::step()`], by the journal when it
 //! reads, and by the model checker.
 
-use super::state::{Phase, Run, State};
+use super::state::{Phase, Run, Soak, State};
 
 /// What is wrong with `state`, if anything.
 pub fn check(state: &State) -> Result<(), String> {
     let broken = |what: &str| Err(format!("{} in phase {}: {what}", state.resource, state.phase.name()));
     if state.primary == state.shadow {
         return broken("primary and shadow are the same zone");
+    }
+    if let Some(soak) = &state.soaking
+        && !may_go_on(soak, state)
+    {
+        return broken("the soak before does not fit the migration");
     }
     let Some(run) = &state.run else {
         return if state.phase <= Phase::Shadowing { Ok(()) } else { broken("no migration is recorded") };
@@ -34,6 +39,14 @@ pub fn check(state: &State) -> Result<(), String> {
         Some(fact) => broken(&format!("{fact} must hold here")),
         None => Ok(()),
     }
+}
+
+/// Whether it is of the move that the migration under way goes back on, and that one may still be undone.
+fn may_go_on(Soak { run, .. }: &Soak, state: &State) -> bool {
+    (state.phase.may_abort() || state.phase == Phase::Aborting)
+        && (&run.to, &run.from, run.generation) == (&state.primary, &state.shadow, state.generation)
+        && !run.taken_over
+        && missing_fact(Phase::Soaking, run).is_none()
 }
 
 /// The first fact that `phase` rests on and `run` lacks.

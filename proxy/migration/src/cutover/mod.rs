@@ -28,6 +28,9 @@
 //! | Soaking | new primary | guarded, reverse stream on | – | waits for verification |
 //! | Aborting | nobody until the gate opens | being opened | – | retried for ever |
 //!
+//! A way back may be asked for in Soaking. Where it is undone, Soaking goes on as it was, and not Shadowing: at full capacity, until the
+//! same moment. With its commit the move before is superseded.
+//!
 //! Where the primary is lost and a person says so ([`Event::TakeOverRequested`]), a run begins at Committed, from Shadowing, Aborting or
 //! a phase after a commit: the shadow is cut off from the old stream, then opened, and with the gate the run is over. Nothing is asked of the old primary.
 //!
@@ -45,5 +48,5 @@ mod tests;
 
 pub use effect::{Capacity, Effect, Outcome};
 pub use event::Event;
-pub use state::{Limits, Phase, Run, State, Trigger};
+pub use state::{Limits, Phase, Run, Soak, State, Trigger};
 pub use step::{Refused, step};

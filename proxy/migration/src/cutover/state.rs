@@ -247,6 +247,15 @@ impl Run {
     }
 }
 
+/// A move whose old primary soaks.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Soak {
+    /// The move.
+    pub run: Run,
+    /// Since when it soaks.
+    pub since: Timestamp,
+}
+
 /// The whole durable state of one resource.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct State {
@@ -264,6 +273,8 @@ pub struct State {
     pub since: Timestamp,
     /// The migration under way.
     pub run: Option<Run>,
+    /// Where that one goes back while the old primary of the move before soaks, and may still be undone: what goes on then.
+    pub soaking: Option<Soak>,
 }
 
 impl State {
@@ -277,6 +288,7 @@ impl State {
             phase: Phase::Idle,
             since: now,
             run: None,
+            soaking: None,
         }
     }
 

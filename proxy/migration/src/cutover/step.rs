@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::effect::{Capacity, Effect, Outcome};
 use super::event::Event;
 use super::invariants;
-use super::state::{Limits, Phase, Run, State, Trigger};
+use super::state::{Limits, Phase, Run, Soak, State, Trigger};
 use crate::units::{Timestamp, Zone};
 
 /// Why an event changes nothing.
@@ -188,10 +188,8 @@ fn migrate_requested(
     limits: Limits,
     now: Timestamp,
 ) -> Result<(State, Vec<Effect>), Refused> {
-    let superseded = match (&state.run, state.phase) {
-        (Some(run), Phase::Soaking) => {
-            Some(Effect::CloseRun { id: run.id.clone(), outcome: Outcome::Superseded })
-        }
+    let soaking = match (&state.run, state.phase) {
+        (Some(run), Phase::Soaking) => Some(Soak { run: run.clone(), since: state.since }),
         (Some(run), phase) => return Err(Refused::Running { id: run.id.clone(), phase }),
         (None, Phase::Shadowing) => None,
         (None, phase) => return Err(Refused::NoShadow { phase }),
@@ -204,9 +202,8 @@ fn migrate_requested(
     }
     let mut state = state.clone();
     state.run = Some(Run::begun(&state, id, trigger, limits, now));
-    let (state, mut effects) = enter(state, Phase::Requested, now);
-    effects.splice(0..0, superseded);
-    Ok((state, effects))
+    state.soaking = soaking;
+    Ok(enter(state, Phase::Requested, now))
 }
 
 /// The primary is lost: committed at once, without it. Whatever was under way ends with that, but what can still be undone, which is
@@ -227,7 +224,7 @@ fn take_over(
         (Some(run), phase) if phase.past_commit() && !run.taken_over => Some((run, Outcome::Superseded)),
         (Some(run), phase) => return Err(Refused::Running { id: run.id.clone(), phase }),
     };
-    let close = ended.map(|(run, outcome)| Effect::CloseRun { id: run.id.clone(), outcome });
+    let close = ended.map(|(run, outcome)| close(run, outcome));
     let mut next = state.clone();
     let run = Run { held_since: Some(now), taken_over: true, ..Run::begun(state, id, trigger, limits, now) };
     next.run = Some(run);
@@ -323,13 +320,20 @@ fn arm_when_ready(
     if ready { enter(hold_began(state), Phase::Armed, now) } else { (state, Vec::new()) }
 }
 
-/// From here on the run's target is the primary.
+/// From here on the run's target is the primary, and no old one soaks any more.
 fn commit(mut state: State, now: Timestamp) -> (State, Vec<Effect>) {
     if let Some(run) = &state.run {
         state.generation = run.generation;
         (state.primary, state.shadow) = (run.to.clone(), run.from.clone());
     }
-    enter(state, Phase::Committed, now)
+    let superseded = state.soaking.take().map(|soak| close(&soak.run, Outcome::Superseded));
+    let (state, mut effects) = enter(state, Phase::Committed, now);
+    effects.splice(0..0, superseded);
+    (state, effects)
+}
+
+fn close(run: &Run, outcome: Outcome) -> Effect {
+    Effect::CloseRun { id: run.id.clone(), outcome }
 }
 
 /// Goes as far as the facts under the fence allow: to the commit when all three are there.
@@ -371,8 +375,7 @@ fn after_commit(state: &State, event: &Event, now: Timestamp) -> Next {
         }
         // Nothing follows yet: the old primary, should it come back, has what nobody else has, and is seeded anew when a person says so.
         (Phase::Swapped, Event::GateOpened) if run.taken_over => {
-            let close = Effect::CloseRun { id: run.id.clone(), outcome: Outcome::TakenOver };
-            Some(back_to_shadowing(state.clone(), close, now))
+            Some(back_to_shadowing(state.clone(), close(run, Outcome::TakenOver), now))
         }
         (Phase::Swapped, Event::GateOpened) => Some(enter(state.clone(), Phase::Released, now)),
         (Phase::Released, Event::StreamUp) => {
@@ -388,8 +391,7 @@ fn after_commit(state: &State, event: &Event, now: Timestamp) -> Next {
             Some((edit(state, |run| run.verified = false), vec![Effect::Compare]))
         }
         (Phase::Soaking, Event::OldPrimaryRetired) => {
-            let close = Effect::CloseRun { id: run.id.clone(), outcome: Outcome::Retired };
-            Some(back_to_shadowing(state.clone(), close, now))
+            Some(back_to_shadowing(state.clone(), close(run, Outcome::Retired), now))
         }
         _ => None,
     }
@@ -407,17 +409,25 @@ fn undo(state: &State, event: &Event, now: Timestamp) -> Next {
         }
         Event::GateOpened if !fenced => {
             let why = run.aborted.clone().unwrap_or_default();
-            let close = Effect::CloseRun { id: run.id.clone(), outcome: Outcome::Aborted(why) };
-            let clean = [
-                Effect::DropReverseSlot {
-                    run: run.id.clone(),
-                    generation: run.generation,
-                    zone: run.to.clone(),
-                },
-                Effect::Scale { zone: run.to.clone(), capacity: Capacity::Shadow },
-            ];
-            let (next, mut effects) = back_to_shadowing(state.clone(), close, now);
-            effects.extend(clean);
+            let close = close(run, Outcome::Aborted(why));
+            let drop_slot = Effect::DropReverseSlot {
+                run: run.id.clone(),
+                generation: run.generation,
+                zone: run.to.clone(),
+            };
+            let scale = Effect::Scale { zone: run.to.clone(), capacity: Capacity::Shadow };
+            let mut state = state.clone();
+            let Some(soak) = state.soaking.take() else {
+                let (next, mut effects) = back_to_shadowing(state, close, now);
+                effects.extend([drop_slot, scale]);
+                return Some((next, effects));
+            };
+            // The old primary of the move before was not to be scaled down yet.
+            state.run = Some(soak.run);
+            let (mut next, mut effects) = enter(state, Phase::Soaking, now);
+            next.since = soak.since.min(now);
+            effects.insert(0, close);
+            effects.push(drop_slot);
             Some((next, effects))
         }
         _ => None,

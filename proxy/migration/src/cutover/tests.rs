@@ -112,9 +112,23 @@ fn representatives() -> Vec<State> {
     };
     states.push(abort_from(Phase::Warm));
     states.push(abort_from(Phase::Fenced));
+    states.push(way_back(&[Event::ShadowScaled, Event::GuardsFailed { why: "lag".into() }]).0);
     let shadowing = road.iter().find(|state| state.phase == Phase::Shadowing).expect("on the road");
     states.extend(taken_over(shadowing));
     states
+}
+
+/// Where the old primary soaks, the way back is asked for, and then these events come: the state, and all effects on the way.
+fn way_back(events: &[Event]) -> (State, Vec<Effect>) {
+    let soaking = road().into_iter().find(|state| state.phase == Phase::Soaking).expect("on the road");
+    let mut all = (soaking, Vec::new());
+    for event in std::iter::once(&migrate("m2", "a")).chain(events) {
+        let now = START.after(Duration::from_millis(400));
+        let (next, effects) = step(&all.0, event.clone(), now).expect("the road back");
+        all.0 = next;
+        all.1.extend(effects);
+    }
+    all
 }
 
 /// From there on the road of a shadow that takes over: the state after each event.
@@ -152,6 +166,7 @@ fn every_state_and_event() {
     for state in representatives() {
         let run = |is: fn(&Run) -> bool| state.run.as_ref().is_some_and(is);
         let more = match (run(|run| run.lift_fence), run(|run| run.taken_over), run(|run| run.sequenced)) {
+            _ if state.soaking.is_some() => " (a way back)",
             (true, ..) => " (fenced)",
             (_, true, false) => " (taken over, the old stream not ended)",
             (_, true, true) => " (taken over)",
@@ -200,7 +215,8 @@ fn a_shadow_takes_over_from_wherever_nothing_can_be_undone_any_more() {
         assert_eq!((&next.primary, &next.shadow), (&state.shadow, &state.primary));
         assert_eq!(next.generation, state.generation.next());
         let names: Vec<&str> = effects.iter().map(Effect::name).collect();
-        let closes = if state.run.is_some() { vec!["close_run", "take_over"] } else { vec!["take_over"] };
+        let runs = state.run.iter().chain(state.soaking.as_ref().map(|soak| &soak.run));
+        let closes: Vec<&str> = runs.map(|_| "close_run").chain(["take_over"]).collect();
         assert_eq!(names, closes, "{}", state.phase.name());
         assert!(next.starts_closed(), "nobody is served until it is open");
         let opened = taken_over(&state).pop().expect("not empty");
@@ -226,6 +242,54 @@ fn a_soak_that_is_cut_short_ends_once_both_sides_are_equal() {
     let (long, _) = step(&equal, Event::SoakFor { time: Duration::from_secs(7200) }, START).expect("soaks");
     let late = START.after(Duration::from_secs(3600));
     assert_eq!(step(&long, Event::Tick, late).expect("time passes").1, Vec::new());
+}
+
+/// The runs that these effects close.
+fn closed(effects: &[Effect]) -> Vec<(&str, &'static str)> {
+    effects.iter().filter_map(Effect::ends).map(|(run, outcome)| (run, outcome.name())).collect()
+}
+
+#[test]
+fn a_way_back_that_is_undone_leaves_the_old_primary_as_it_soaked() {
+    let soaking = road().into_iter().find(|state| state.phase == Phase::Soaking).expect("on the road");
+    let refused = [Event::ShadowScaled, Event::GuardsFailed { why: "lag".into() }, Event::GateOpened];
+    let fenced = [
+        Event::ShadowScaled,
+        Event::ReverseSlotMade,
+        Event::GuardsPassed,
+        Event::GateClosed,
+        Event::DrainFinished,
+        Event::FenceUp { marker: Position(9) },
+        Event::AbortRequested { by: "ann".into() },
+        Event::FenceLifted,
+        Event::GateOpened,
+    ];
+    for events in [&refused[..], &fenced] {
+        let (state, effects) = way_back(events);
+        assert_eq!(state, soaking, "the same run, since the same moment");
+        assert_eq!(closed(&effects), [("m2", "aborted")]);
+        let names: Vec<&str> = effects.iter().map(Effect::name).collect();
+        assert!(!names.contains(&"scale_down"), "{names:?}");
+        assert!(names.ends_with(&["run_stream", "compare", "drop_reverse_slot"]), "{names:?}");
+    }
+}
+
+#[test]
+fn a_way_back_supersedes_with_its_commit() {
+    let there = [
+        Event::ShadowScaled,
+        Event::ReverseSlotMade,
+        Event::GuardsPassed,
+        Event::GateClosed,
+        Event::DrainFinished,
+        Event::FenceUp { marker: Position(9) },
+        Event::MarkerApplied,
+        Event::SequencesSet,
+        Event::ReverseSlotMade,
+    ];
+    let (state, effects) = way_back(&there);
+    assert_eq!((state.phase, closed(&effects)), (Phase::Committed, vec![("m1", "superseded")]));
+    assert_eq!(closed(&way_back(&there[..8]).1), [], "it may still be undone");
 }
 
 #[test]

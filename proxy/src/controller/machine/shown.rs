@@ -65,10 +65,27 @@ impl Machine {
         }
     }
 
-    pub(super) fn tell_end(&self, run: &Run, outcome: &Outcome, left: StepView, now: Timestamp) {
-        telemetry::migration_ended(&self.state.resource, outcome);
-        let event = MigrationEvent::of(&self.state, run, now, Some(left));
-        self.hands.events.migration(&MigrationEvent { outcome: Some(outcome.name().into()), ..event });
+    /// And how those that have ended did. A soak that the way back interrupted lasted until then.
+    pub(super) fn tell_ends(
+        &self,
+        before: &State,
+        ends: &[(&str, &Outcome)],
+        left: &StepView,
+        now: Timestamp,
+    ) {
+        let soaked = |since: Timestamp| StepView {
+            phase: Phase::Soaking.name().into(),
+            started_ms: since.0,
+            ended_ms: Some(now.0),
+        };
+        let run = before.run.iter().map(|run| (run, left.clone()));
+        let soak = before.soaking.iter().map(|soak| (&soak.run, soaked(soak.since)));
+        for (run, left) in run.chain(soak) {
+            let Some((_, outcome)) = ends.iter().find(|(id, _)| *id == run.id) else { continue };
+            telemetry::migration_ended(&self.state.resource, outcome);
+            let event = MigrationEvent::of(&self.state, run, now, Some(left));
+            self.hands.events.migration(&MigrationEvent { outcome: Some(outcome.name().into()), ..event });
+        }
     }
 
     pub(in crate::controller) fn publish(&mut self) {
