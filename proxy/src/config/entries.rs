@@ -277,6 +277,7 @@ pub struct Difference {
 
 impl Difference {
     /// Without the value in a file that is refused: in the wrong place, or under a misspelt key, it may be a secret.
+    #[must_use]
     pub fn refused(self) -> Self {
         Self { written: self.written.map(|_| HIDDEN.into()), ..self }
     }

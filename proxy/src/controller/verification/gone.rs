@@ -76,13 +76,9 @@ impl Seen {
         sides.filter_map(|(zone, side)| Some((zone.clone(), *side.get(table)?))).collect()
     }
 
-    /// What both have by this name: the second is none where neither has any, and all of it where only one has.
-    fn pair(&self, table: &str) -> Option<Option<[u32; 2]>> {
-        match self.numbers.each_ref().map(|side| side.get(table).copied()) {
-            [Some(source), Some(target)] => Some(Some([source, target])),
-            [None, None] => Some(None),
-            _ => None,
-        }
+    /// What the primary and the shadow have by this name.
+    fn pair(&self, table: &str) -> [Option<u32>; 2] {
+        self.numbers.each_ref().map(|side| side.get(table).copied())
     }
 
     /// `number`: by which the shadow knows it; `is_filled`: what has the name, and another number, was copied whole since.
@@ -92,8 +88,8 @@ impl Seen {
             (Some(name), _) => Became::Called(name.clone()),
             // What only one side has by that name is dropped on the other one too, or made, or is to be.
             _ if number.is_some() && is_filled => Became::Gone,
-            (None, Some(None)) if number.is_some() => Became::Gone,
-            (None, Some(Some(_))) => Became::Numbered,
+            (None, [None, None]) if number.is_some() => Became::Gone,
+            (None, [Some(_), Some(_)]) => Became::Numbered,
             (None, _) => Became::Same,
         }
     }
@@ -205,20 +201,23 @@ impl Known {
     /// A verification begins: which of those that differ it compares.
     pub(super) fn begin(&mut self, seen: &Seen) {
         let [primary, shadow] = &seen.zones;
-        let is_it = |table: &str, pair: Option<[u32; 2]>| {
+        let is_it = |table: &str, pair: [Option<u32>; 2]| {
             let [source, target] = [primary, shadow].map(|zone| self.number(table, zone));
             // One that was made anew is compared in its place.
             let is_there = source.is_some_and(|number| seen.names[0].contains_key(&number));
-            pair.is_none_or(|pair| target == Some(pair[1]) && (source == Some(pair[0]) || !is_there))
+            match pair {
+                [None, None] => true,
+                [Some(_), Some(_)] => target == pair[1] && (source == pair[0] || !is_there),
+                _ => false,
+            }
         };
-        let compared = self.differing.iter().filter_map(|table| Some((table, seen.pair(table)?)));
-        let compared = compared.filter(|(table, pair)| is_it(table, *pair));
-        self.begun = compared.map(|(table, pair)| (table.clone(), pair)).collect();
+        let pairs = self.differing.iter().map(|table| (table.clone(), seen.pair(table)));
+        self.begun = pairs.filter(|(table, pair)| is_it(table, *pair)).collect();
     }
 
     /// It has ended: what is called otherwise by now it may not have compared.
     pub(super) fn end(&mut self, seen: &Seen) {
-        self.begun.retain(|table, pair| seen.pair(table) == Some(*pair));
+        self.begun.retain(|table, pair| seen.pair(table) == *pair);
     }
 }
 

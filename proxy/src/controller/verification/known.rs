@@ -31,9 +31,9 @@ pub struct Known {
     pub numbers: BTreeMap<String, Numbers>,
     /// Those that the verification that was begun last did not find equal.
     pub found: BTreeSet<String>,
-    /// Those that differed when it was begun, and that it compares by that name: the primary's number and the shadow's; none: neither has a table
-    /// of that name.
-    pub begun: BTreeMap<String, Option<[u32; 2]>>,
+    /// Those that differed when it was begun, and that it compares by that name: the primary's number and the shadow's; none where it has
+    /// no table of that name.
+    pub begun: BTreeMap<String, [Option<u32>; 2]>,
     /// Zone and name of what was copied whole and has the name of one that differs, and not its number.
     #[serde(skip)]
     pub filled: BTreeSet<(String, String)>,
@@ -190,7 +190,7 @@ mod tests {
         // The next one finds what is found anew.
         let begin = |known: &mut Known| {
             known.found.clear();
-            let all = known.differing.iter().map(|table| (table.clone(), Some([0, 0])));
+            let all = known.differing.iter().map(|table| (table.clone(), [Some(0); 2]));
             known.begun = all.collect();
         };
         begin(&mut known);
