@@ -37,15 +37,14 @@ impl Learner {
         let settings = TrainerSettings { seed, ..TrainerSettings::default() };
         let mut trainer = Trainer::new(shipped.clone(), settings).context("the forecaster's training")?;
         let path = state.join(FILE);
-        match std::fs::read(&path) {
-            Ok(bytes) => {
-                if let Err(error) = trainer.restore(&bytes) {
-                    let error: &dyn std::error::Error = &error;
-                    tracing::warn!(path = %path.display(), error, "training begins anew");
-                }
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+        let found = match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            read => read.map_err(anyhow::Error::from).and_then(|bytes| Ok(trainer.restore(&bytes)?)),
+        };
+        // No reason to keep the service waiting, whatever is wrong with the file.
+        if let Err(error) = found {
+            let error: &dyn std::error::Error = error.as_ref();
+            tracing::warn!(path = %path.display(), error, "training begins anew");
         }
         let network = Arc::new(ArcSwap::from_pointee(shipped));
         let (examples, waiting) = sync_channel(WAITING);
@@ -177,5 +176,17 @@ mod tests {
             Learner::start(state.path(), 1).is_ok(),
             "a spoilt file must not keep the node from starting"
         );
+    }
+
+    #[test]
+    fn what_cannot_be_read_or_written_keeps_no_node_from_starting() {
+        let state = tempfile::tempdir().unwrap();
+        let path = state.path().join(FILE);
+        std::fs::create_dir(&path).unwrap();
+        let learner = Learner::start(state.path(), 1).unwrap();
+        let shipped = learner.network();
+        let trainer = Trainer::new(Weights::clone(&shipped), TrainerSettings::default()).unwrap();
+        Thread { trainer, network: learner.network.clone(), path: path.clone(), shipped }.save();
+        assert!(path.is_dir() && state.path().join(FILE).with_extension("partial").is_file());
     }
 }
