@@ -4,6 +4,7 @@
 
 mod headers;
 mod kept;
+mod mirrored;
 mod raw;
 mod robust;
 mod smuggling;

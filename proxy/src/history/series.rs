@@ -8,7 +8,7 @@ pub const PROBE: &str = "probe_answer_ms";
 pub const PROBE_WHOLE: &str = "probe_ms";
 /// What the primary's database took to write and commit a row, milliseconds, by the primary's zone.
 pub const HEARTBEAT: &str = "heartbeat_ms";
-/// p95 of the reads that were mirrored in one step, milliseconds, by zone: the same reads in both.
+/// p95 of the reads that were mirrored in one step until the header of the answer was there, milliseconds, by zone: the same reads in both.
 pub const MIRRORED: &str = "mirrored_p95_ms";
 /// Requests in flight as a share of the capacity, 0 to 1, by zone.
 pub const UTILIZATION: &str = "utilization";

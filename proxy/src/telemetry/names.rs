@@ -70,7 +70,7 @@ pub const PROBE: &str = "godwit_probe_duration_seconds";
 pub const PROBE_FAILURES: &str = "godwit_probe_failures_total";
 /// Counter: reads that the shadow was asked as well. Labels: resource, outcome (`same`, `different` status, `failed`, `dropped`).
 pub const MIRRORED: &str = "godwit_mirrored_reads_total";
-/// Histogram, seconds: how long the shadow took for them. Labels: resource, zone.
+/// Histogram, seconds: how long the shadow took until the header of its answer to them was there. Labels: resource, zone.
 pub const MIRRORED_DURATION: &str = "godwit_mirrored_read_duration_seconds";
 /// Gauge: 1 if the configuration's files were readable when they were read last, at the start or by a reload.
 pub const CONFIG_RELOADED: &str = "godwit_config_last_reload_successful";
@@ -229,7 +229,11 @@ pub fn describe() {
     describe_histogram!(PROBE, seconds, "Phases of active probes");
     describe_counter!(PROBE_FAILURES, "Active probes that failed, by the phase that they failed in");
     describe_counter!(MIRRORED, "Reads that the shadow was asked as well, by outcome");
-    describe_histogram!(MIRRORED_DURATION, seconds, "How long the shadow took for mirrored reads");
+    describe_histogram!(
+        MIRRORED_DURATION,
+        seconds,
+        "How long the shadow took until the header of its answer to a mirrored read was there"
+    );
     describe_gauge!(CONFIG_RELOADED, "1 if the configuration was readable when it was read last");
     describe_gauge!(FEED_AGE, seconds, "How old what a feed said last is");
     describe_counter!(FEED_FAILURES, "Runs of a feed that failed, and posts that were refused, by reason");

@@ -344,7 +344,9 @@ impl ProxyHttp for HttpFront {
             if let (true, Some(segments), Outcome::Status(status)) =
                 (front.mirror.is_on(), &sample.segments, sample.outcome)
             {
-                let (request, took) = (session.req_header(), segments.get(Segment::Upstream));
+                let request = session.req_header();
+                // What follows the header takes as long as the client does to read it, which says nothing of a zone.
+                let took = segments.get(Segment::Connect) + segments.get(Segment::FirstByte);
                 front.mirror.offer(&request.method, &request.uri, &request.headers, status, took);
             }
             if let (Some(place), Some(traces)) = (exchange.traced.take(), self.recorder.traces()) {

@@ -59,7 +59,7 @@ impl Mirror {
 }
 
 impl Aim {
-    /// The status that an endpoint answers, and how long it takes.
+    /// The status that an endpoint answers, and how long it takes until the header of its answer is there.
     async fn answer(&self, target: SocketAddr, read: &Read) -> Result<(u16, Duration), Failure> {
         let address = self.reach.reached_at(target);
         if let Some(kept) = self.kept(address)
@@ -72,8 +72,9 @@ impl Aim {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let open = self.reach.greet(stream).await?.open().await?;
-        let (status, _) = self.ask(address, open, read).await?;
-        Ok((status, began.elapsed()))
+        let connecting = began.elapsed();
+        let (status, took) = self.ask(address, open, read).await?;
+        Ok((status, connecting + took))
     }
 
     fn kept(&self, address: SocketAddr) -> Option<Open> {
@@ -99,13 +100,14 @@ impl Aim {
             headers.insert(HOST, HeaderValue::from_str(&address.to_string())?);
         }
         let response = open.ask(request).await?;
+        // As at the primary, where the rest takes as long as its client lets it.
+        let took = began.elapsed();
         let status = response.status().as_u16();
         let mut body = response.into_body();
         // To its end, as the client reads it; nothing of it is kept.
         while let Some(frame) = body.frame().await {
             frame?;
         }
-        let took = began.elapsed();
         let mut idle = lock(&self.idle);
         if idle.len() < AT_ONCE {
             idle.push((address, open));

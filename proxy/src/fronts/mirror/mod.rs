@@ -72,7 +72,7 @@ struct Read {
     method: Method,
     uri: Uri,
     headers: HeaderMap,
-    /// What the primary answered, and how long it took.
+    /// What the primary answered, and how long it took until the header was there.
     status: u16,
     took: Duration,
 }
@@ -95,7 +95,7 @@ impl Compared {
     }
 }
 
-/// What the same reads took at both sides, p95.
+/// What the same reads took at both sides until the header of their answer was there, p95.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Told {
     /// The zone that was asked as well.
@@ -115,7 +115,7 @@ pub struct MirrorView {
     pub compared: u64,
     /// Of these: with another status.
     pub different: u64,
-    /// 95th percentile at the shadow, milliseconds.
+    /// 95th percentile at the shadow until the header of the answer is there, milliseconds.
     pub shadow_p95_ms: Option<f64>,
     /// The same reads at the primary.
     pub primary_p95_ms: Option<f64>,
@@ -174,7 +174,8 @@ impl Mirror {
         self.aim.load().share > 0
     }
 
-    /// A client was answered: mirrors its read if it is one to mirror. Never waits.
+    /// A client was answered: mirrors its read if it is one to mirror. It `took` that long until the header of the answer was there. Never
+    /// waits.
     pub fn offer(&self, method: &Method, uri: &Uri, headers: &HeaderMap, status: u16, took: Duration) {
         let aim = self.aim.load();
         if !mirrored(&aim.rules, method, uri, headers) || !self.its_turn(aim.share) {

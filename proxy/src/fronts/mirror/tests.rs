@@ -1,6 +1,7 @@
 use axum::Router;
 use axum::extract::State;
 use migration::units::Ratio;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
@@ -142,6 +143,42 @@ async fn the_shadow_is_asked_and_compared() {
         assert!(crate::clock::monotonic() < deadline, "{:?}", mirror.view());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    stop.cancel();
+    task.await.unwrap();
+}
+
+/// How long the rest takes is the client's matter at the primary, and would be Godwit's own at the shadow.
+#[tokio::test]
+async fn the_shadows_time_ends_with_the_header_of_its_answer() {
+    const REST: Duration = Duration::from_secs(1);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = Vec::new();
+        while stream.read_buf(&mut request).await.unwrap() > 0 {
+            if request.ends_with(b"\r\n\r\n") {
+                request.clear();
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n").await.unwrap();
+                tokio::time::sleep(REST).await;
+                stream.write_all(b"rest").await.unwrap();
+            }
+        }
+    });
+    let (mirror, stop) = (Mirror::new("orders".into()), CancellationToken::new());
+    let task = tokio::spawn(mirror.clone().serve(stop.clone()));
+    mirror.aim("b", &rules(1.0, Credentials::Skip), vec![address], Arc::default());
+    let deadline = crate::clock::monotonic() + Duration::from_secs(20);
+    // On a connection of its own, and on that once more: the body is read to its end.
+    for reads in 1..=2 {
+        mirror.offer(&Method::GET, &"/shop".parse().unwrap(), &HeaderMap::new(), 200, Duration::ZERO);
+        while mirror.view().compared < reads {
+            assert!(crate::clock::monotonic() < deadline, "never asked: {:?}", mirror.view());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    let view = mirror.view();
+    assert!(view.shadow_p95_ms < Some(REST.as_secs_f64() * 1000.0) && view.failed_total == 0, "{view:?}");
     stop.cancel();
     task.await.unwrap();
 }
