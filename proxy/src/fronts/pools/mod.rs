@@ -300,6 +300,7 @@ impl Drop for Pick {
     fn drop(&mut self) {
         self.endpoint().leave();
     }
+        self.pool.reach.leave();
 }
 
 impl ActivePool {
@@ -332,16 +333,19 @@ impl ActivePool {
             let pool = self.pool.load_full();
             let at = pool.choose(avoid, now).ok_or(NoPick::None)?;
             pool.endpoints[at].enter();
+            if !pool.reach.enter() {
+                // Whether the pool that replaced this one is full is for that to say.
+                if pool.endpoints[at].is_retired() {
+                    continue;
+                }
+                return Err(NoPick::Full);
+            }
             let pick = Pick { pool, at };
             // Counted first, looked second: whoever retires it stores first and counts second. The pool that
             // replaced this one is in place before anything is retired, so the next look finds it.
-            if pick.endpoint().is_retired() {
-                continue;
+            if !pick.endpoint().is_retired() {
+                return Ok(pick);
             }
-            let full = pick.reach().limit.is_some_and(|limit| {
-                pick.pool.endpoints.iter().map(|endpoint| endpoint.in_flight()).sum::<usize>() > limit
-            });
-            return if full { Err(NoPick::Full) } else { Ok(pick) };
         }
     }
 

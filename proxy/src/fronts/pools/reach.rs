@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context as _, Result};
 use arc_swap::ArcSwap;
+use crossbeam::utils::CachePadded;
 use futures_util::future::join_all;
 use pingora::protocols::tls::CaType;
 use pingora::utils::tls::{WrappedX509, parse_x509};
@@ -28,8 +30,10 @@ pub struct Reach {
     pub http2: bool,
     /// The name in the endpoints' certificates; none: in the clear.
     pub server_name: Option<String>,
-    /// Requests at all endpoints together.
-    pub limit: Option<usize>,
+    /// Requests at all endpoints together, those at endpoints that went included.
+    limit: Option<usize>,
+    /// How many there are; counted where there is a limit.
+    requests: CachePadded<AtomicUsize>,
     /// Who vouches for them; none: this machine's authorities.
     trust: Option<Watched<Trust>>,
     /// What our own requests shake hands with in that case; made when first asked for.
@@ -76,6 +80,7 @@ impl Reach {
             server_name: upstream.tls.as_ref().map(|tls| tls.name.clone()),
             trust: trust.transpose()?,
             limit: upstream.limit,
+            requests: CachePadded::default(),
             client: OnceLock::new(),
             weights: upstream.weights.clone(),
             places: ArcSwap::default(),
@@ -191,6 +196,20 @@ impl Reach {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         let client = client(roots)?;
         Ok(self.client.get_or_init(|| client).clone())
+    }
+
+    /// Counts one more request; false: the placement has as many as it may. Counted only where it fits, so that those who ask at the same
+    /// moment do not keep each other out.
+    pub(super) fn enter(&self) -> bool {
+        let Some(limit) = self.limit else { return true };
+        self.requests.fetch_update(Relaxed, Relaxed, |now| (now < limit).then_some(now + 1)).is_ok()
+    }
+
+    /// A request that was counted is done.
+    pub(super) fn leave(&self) {
+        if self.limit.is_some() {
+            self.requests.fetch_sub(1, Relaxed);
+        }
     }
 
     pub(super) fn weight(&self, address: SocketAddr) -> u32 {

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use super::endpoint::SKIP_AFTER_REFUSAL;
 use super::*;
@@ -68,6 +68,60 @@ fn the_limit_is_for_the_whole_placement() {
     assert_eq!(active.pick(&[], now()).err(), Some(NoPick::Full));
     picks.pop();
     picks.push(active.pick(&[], now()).unwrap());
+    assert_eq!(active.pick(&[], now()).err(), Some(NoPick::Full));
+}
+
+/// Where two ask for the last place at once, one of them gets it.
+#[test]
+fn who_asks_at_the_same_moment_keeps_nobody_out_who_fits() {
+    const ROUNDS: usize = 2_000;
+    let active = reaching(&[1, 1], Some(3));
+    let _others: Vec<_> = (0..2).map(|_| active.pick(&[], now()).unwrap()).collect();
+    let (arrived, admitted, wrong) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+    // Both go on within nanoseconds of each other, which a barrier that sleeps would not do.
+    let meet = |meeting: usize| {
+        arrived.fetch_add(1, SeqCst);
+        for turn in 0_u32.. {
+            if arrived.load(SeqCst) >= 2 * meeting {
+                return;
+            }
+            if turn % 1_000 == 999 {
+                std::thread::yield_now();
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let now = now();
+                for round in 0..ROUNDS {
+                    meet(2 * round + 1);
+                    let pick = active.pick(&[], now);
+                    admitted.fetch_add(usize::from(pick.is_ok()), SeqCst);
+                    meet(2 * round + 2);
+                    wrong.fetch_add(usize::from(admitted.load(SeqCst) != round + 1), SeqCst);
+                }
+            });
+        }
+    });
+    assert_eq!(wrong.into_inner(), 0);
+}
+
+/// A bound of the placement is one whatever its endpoints are by then.
+#[test]
+fn the_limit_counts_on_when_endpoints_are_replaced() {
+    let active = reaching(&[1, 1], Some(2));
+    let first = active.pick(&[address(2)], now()).unwrap();
+    active.set_upstreams(1, &[address(2)]).unwrap();
+    let second = active.pick(&[], now()).unwrap();
+    assert_eq!(active.pick(&[], now()).err(), Some(NoPick::Full));
+    // Another placement has a bound of its own, or none; the way back finds the first one's.
+    active.swap(Pool::new(2, "b", &[address(3)])).unwrap();
+    let there: Vec<_> = (0..5).map(|_| active.pick(&[], now()).unwrap()).collect();
+    active.swap(Pool::new(3, "a", &[address(1)])).unwrap();
+    assert_eq!(active.pick(&[], now()).err(), Some(NoPick::Full));
+    drop((first, second, there));
+    let _both: Vec<_> = (0..2).map(|_| active.pick(&[], now()).unwrap()).collect();
     assert_eq!(active.pick(&[], now()).err(), Some(NoPick::Full));
 }
 
