@@ -252,7 +252,8 @@ impl Pick {
 
     /// A request failed at the endpoint.
     pub fn failed(&self, rules: &Ejection, now: Instant) {
-        if !self.endpoint().failed(rules) {
+        // What was under way when it was taken out says nothing new.
+        if self.endpoint().is_ejected(now) || !self.endpoint().failed(rules) {
             return;
         }
         let all = &self.pool.endpoints;
@@ -299,8 +300,8 @@ impl Drop for Streaming {
 impl Drop for Pick {
     fn drop(&mut self) {
         self.endpoint().leave();
-    }
         self.pool.reach.leave();
+    }
 }
 
 impl ActivePool {
@@ -332,7 +333,6 @@ impl ActivePool {
         loop {
             let pool = self.pool.load_full();
             let at = pool.choose(avoid, now).ok_or(NoPick::None)?;
-            pool.endpoints[at].enter();
             if !pool.reach.enter() {
                 // Whether the pool that replaced this one is full is for that to say.
                 if pool.endpoints[at].is_retired() {
@@ -340,6 +340,7 @@ impl ActivePool {
                 }
                 return Err(NoPick::Full);
             }
+            pool.endpoints[at].enter();
             let pick = Pick { pool, at };
             // Counted first, looked second: whoever retires it stores first and counts second. The pool that
             // replaced this one is in place before anything is retired, so the next look finds it.

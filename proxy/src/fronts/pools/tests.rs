@@ -125,6 +125,18 @@ fn the_limit_counts_on_when_endpoints_are_replaced() {
     assert_eq!(active.pick(&[], now()).err(), Some(NoPick::Full));
 }
 
+/// All requests that were under way at a worker that is started again fail at once: that is one ejection.
+#[test]
+fn what_was_under_way_at_an_endpoint_ejects_it_once() {
+    let active = reaching(&[1, 1, 1, 1], None);
+    let (rules, start) = (Ejection::default(), now());
+    let others: Vec<_> = (2..=4).map(address).collect();
+    let under_way: Vec<_> = (0..45).map(|_| active.pick(&others, start).unwrap()).collect();
+    under_way.iter().for_each(|pick| pick.failed(&rules, start));
+    let endpoint = under_way[0].endpoint();
+    assert!(endpoint.is_ejected(start) && !endpoint.is_ejected(start + rules.time));
+}
+
 #[test]
 fn what_fails_is_left_out_but_never_too_much_of_it() {
     let rules =
