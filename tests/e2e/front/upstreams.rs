@@ -194,14 +194,18 @@ async fn a_silent_endpoint_is_given_up_but_by_streams() {
     assert_eq!((status, &*text), (StatusCode::OK, "event"));
 }
 
-/// A front without patience, whose only endpoint is out after one failure.
-async fn strict(at: SocketAddr) -> Arc<Front> {
+/// Of a front without patience, whose only endpoint is out after one failure.
+fn impatient() -> HttpFront {
     let mut plain = HttpFront::plain(free(), &[]);
     plain.listener.h2c = true;
     plain.settings.timeouts.answer = Duration::from_millis(200);
     let most = migration::units::Ratio::new(1.0).unwrap();
     plain.settings.ejection = Some(Ejection { failures: 1, time: DEADLINE * 10, most });
-    Arc::new(Front::of(plain, WIDE, Pool::new(0, "a", &[at])).await)
+    plain
+}
+
+async fn strict(at: SocketAddr) -> Arc<Front> {
+    Arc::new(Front::of(impatient(), WIDE, Pool::new(0, "a", &[at])).await)
 }
 
 fn is_out(front: &Front) -> bool {
@@ -226,6 +230,53 @@ async fn a_client_that_stalls_is_no_failure_of_the_endpoint() {
     until("a part of it has come", async || !raw.take_broken().is_empty()).await;
     until("it has ended", async || front.gate().stats().in_flight == 0).await;
     assert!(!is_out(&front));
+}
+
+/// An endpoint of HTTP/2 that answers after 100 ms; `/never`: not at all.
+async fn late() -> (SocketAddr, AbortHandle) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let task = tokio::spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            connections.spawn(async move {
+                let service =
+                    hyper::service::service_fn(|request: Request<hyper::body::Incoming>| async move {
+                        if request.uri().path() == "/never" {
+                            std::future::pending::<()>().await;
+                        }
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::new())))
+                    });
+                hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(hyper_util::rt::TokioIo::new(stream), service)
+                    .await
+            });
+        }
+    });
+    (address, task.abort_handle())
+}
+
+/// The proxy library passes no end of a body on to HTTP/2 where there is none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_no_body_waits_for_no_client() {
+    let (address, late) = late().await;
+    let way = Way { http2: true, ..Way::default() };
+    let reach = Arc::new(Reach::new(&way, &[address.to_string()], &[address]).unwrap());
+    let pool = Pool::new(0, "a", &[address]);
+    let front = Front::reaching(impatient(), WIDE, pool, HashMap::from([("a".into(), reach)])).await;
+    assert_eq!(front.send(front.get("/")).await.0, StatusCode::OK);
+    let mut took = 0;
+    until("it is measured", async || {
+        took = front.latencies.take("orders", "a", Segment::FirstByte).max();
+        took > 0
+    })
+    .await;
+    assert!(took >= 100_000, "{took} µs");
+    let (status, _, text) = front.send(front.get("/never")).await;
+    assert_eq!(status, StatusCode::GATEWAY_TIMEOUT, "{text}");
+    assert!(is_out(&front));
+    late.abort();
 }
 
 /// An endpoint that reads nothing of a body, and one that does not let its client send it.

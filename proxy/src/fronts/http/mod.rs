@@ -147,6 +147,10 @@ impl ProxyHttp for HttpFront {
         exchange: &mut Box<Exchange>,
     ) -> Result<()> {
         exchange.watch.connected(now());
+        if session.downstream_session.is_body_empty() {
+            // Towards HTTP/2 the library passes on no end of what there is none of.
+            exchange.watch.body_sent(now());
+        }
         exchange.descriptor = descriptor;
         if let Some(upgrading) = &exchange.upgrading {
             exchange.descriptor = upgrading.descriptor();
