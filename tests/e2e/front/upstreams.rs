@@ -225,11 +225,42 @@ async fn a_client_that_stalls_is_no_failure_of_the_endpoint() {
         .header("content-length", "10")
         .body(http_body_util::StreamBody::new(body))
         .unwrap();
-    let answer = tokio::time::timeout(DEADLINE, client.request(request)).await.expect("an end");
-    assert!(answer.is_err(), "{answer:?}");
+    let answer = tokio::time::timeout(DEADLINE, client.request(request)).await.expect("an end").unwrap();
+    let (status, headers, text) = read(answer).await;
+    assert_eq!(status, StatusCode::REQUEST_TIMEOUT);
+    assert_eq!(headers["content-type"], "application/problem+json");
+    assert!(text.contains("did not come in time"), "{text}");
     until("a part of it has come", async || !raw.take_broken().is_empty()).await;
     until("it has ended", async || front.gate().stats().in_flight == 0).await;
     assert!(!is_out(&front));
+}
+
+/// Whether the endpoint's time ends first or the client's own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_stalls_is_told_so() {
+    let raw = super::raw::Raw::start().await;
+    let mut patient = impatient();
+    patient.settings.timeouts.answer = DEADLINE * 10;
+    patient.settings.timeouts.client = Duration::from_secs(1);
+    for settings in [impatient(), patient] {
+        let front = Front::of(settings, WIDE, Pool::new(0, "a", &[raw.address()])).await;
+        let mut client = TcpStream::connect(front.address).await.unwrap();
+        client.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nhalf").await.unwrap();
+        let mut answer = String::new();
+        let read = client.read_to_string(&mut answer);
+        tokio::time::timeout(DEADLINE, read).await.expect("an end").unwrap();
+        assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+        assert!(answer.to_lowercase().contains("\r\nconnection: close\r\n"), "{answer}");
+        assert!(answer.ends_with('}') && answer.contains("did not come in time"), "{answer}");
+        let mut failed = 0;
+        until("it has ended", async || {
+            let (_, answers) = front.latencies.take_of("orders", "a", Segment::Upstream);
+            failed += answers.failed;
+            answers.all > 0
+        })
+        .await;
+        assert_eq!((failed, is_out(&front)), (0, false));
+    }
 }
 
 /// An endpoint of HTTP/2 that answers after 100 ms; `/never`: not at all.

@@ -43,6 +43,8 @@ pub enum Fault {
     Moved,
     /// The client left.
     ClientLeft,
+    /// The client sent nothing more of its body.
+    ClientStalled,
     /// A fault of ours.
     Internal,
 }
@@ -60,7 +62,7 @@ pub struct Reply {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::UnknownHost,
         Self::HoldFull,
         Self::HoldTooLong,
@@ -76,6 +78,7 @@ impl Fault {
         Self::BodyTooLarge,
         Self::Moved,
         Self::ClientLeft,
+        Self::ClientStalled,
         Self::Internal,
     ];
 
@@ -153,6 +156,11 @@ impl Fault {
                 r#"{"type":"about:blank","title":"Bad Request","status":400,"detail":"the request is not valid HTTP"}"#,
             ),
             Self::ClientLeft => return None,
+            Self::ClientStalled => (
+                408,
+                None,
+                r#"{"type":"about:blank","title":"Request Timeout","status":408,"detail":"the rest of the request's body did not come in time"}"#,
+            ),
             Self::Internal => (
                 500,
                 None,
@@ -180,6 +188,7 @@ impl Fault {
             Self::BodyTooLarge => "body_too_large",
             Self::Moved => "moved",
             Self::ClientLeft => "client_left",
+            Self::ClientStalled => "client_stalled",
             Self::Internal => "internal",
         }
     }
@@ -195,6 +204,7 @@ impl Fault {
                 | Self::BodyTooLarge
                 | Self::Moved
                 | Self::ClientLeft
+                | Self::ClientStalled
         )
     }
 
@@ -208,8 +218,10 @@ impl Fault {
             // Of HTTP/2 it is a reset, or the connection's end.
             (
                 ErrorSource::Downstream,
-                ConnectionClosed | H2Error | ReadError | WriteError | ReadTimedout | WriteTimedout,
+                ConnectionClosed | H2Error | ReadError | WriteError | WriteTimedout,
             ) => Self::ClientLeft,
+            // Of what is read here only a body, and a tunnel, has a time.
+            (ErrorSource::Downstream, ReadTimedout) => Self::ClientStalled,
             (ErrorSource::Downstream, _) => Self::BadRequest,
             (ErrorSource::Upstream, ConnectRefused | ConnectNoRoute | ConnectError) => Self::Unreachable,
             (ErrorSource::Upstream, ConnectTimedout | ReadTimedout | WriteTimedout) => Self::TimedOut,
@@ -288,6 +300,7 @@ mod tests {
         body_too_large 413 - the body of the request is larger than it may be
         moved          503 1 the service has moved before it answered; the request may have been processed
         client_left    -
+        client_stalled 408 - the rest of the request's body did not come in time
         internal       500 - the proxy failed
         ");
     }
@@ -304,6 +317,8 @@ mod tests {
             (up(ErrorType::H2Error), Fault::BadAnswer),
             (down(ErrorType::ConnectionClosed), Fault::ClientLeft),
             (down(ErrorType::H2Error), Fault::ClientLeft),
+            (down(ErrorType::ReadTimedout), Fault::ClientStalled),
+            (down(ErrorType::WriteTimedout), Fault::ClientLeft),
             (down(ErrorType::InvalidHTTPHeader), Fault::BadRequest),
             (Error::new(ErrorType::InternalError), Fault::Internal),
         ] {

@@ -277,7 +277,10 @@ impl Exchange {
         let outcome = match (error, self.fault, status) {
             (None, _, Some(status)) | (_, Some(Fault::Moved), Some(status)) => Outcome::Status(status),
             (_, Some(Fault::ClientLeft), _) | (_, None, None) => Outcome::Cancelled,
-            (_, Some(fault), Some(status)) if fault.status() != status => Outcome::Aborted,
+            (_, Some(fault), Some(status)) if fault.status() != status => match fault {
+                Fault::ClientStalled => Outcome::Cancelled,
+                _ => Outcome::Aborted,
+            },
             (_, _, Some(status)) => Outcome::Status(status),
             (_, Some(fault), None) => Outcome::Status(fault.status()),
         };

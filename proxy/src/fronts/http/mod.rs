@@ -261,7 +261,7 @@ impl ProxyHttp for HttpFront {
         let (fault, ended) = (Fault::of(&error), exchange.was_ended());
         let stalled = exchange.waits_for_client(session, &error);
         if stalled {
-            exchange.fault = Some(Fault::ClientLeft);
+            exchange.fault = Some(Fault::ClientStalled);
         }
         let breaks = matches!(fault, Fault::BadAnswer | Fault::TimedOut) && !ended && !stalled;
         if breaks
