@@ -145,9 +145,17 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
 
     let mut holder = None;
     if let Some(mut election) = Election::of(&config)? {
-        let heard = (&mut heard, &mut hang_up);
+        let heard = (&mut heard, &*upgrade, &mut hang_up);
         let standing = standing::until_it_leads(&mut election, &belongings, state.clone(), &sockets, heard);
         if !runtime.block_on(standing)? {
+            if upgrade.begun() {
+                // Its zone's half of a stream ends with a word to the other one.
+                stop.cancel();
+                tasks.close();
+                runtime.block_on(ended(&tasks, &history, &audit));
+                let sockets = sockets.handed_over().context("the sockets cannot be handed over")?;
+                return Err(upgrade.execute(sockets)).context("the next program cannot be executed");
+            }
             tracing::info!("godwit ends");
             runtime.block_on(written_down(&audit));
             return Ok(());

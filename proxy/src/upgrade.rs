@@ -10,6 +10,8 @@
 //!         → execve(2): same process, same sockets; the journal's lock goes with the old program
 //! ```
 //!
+//! A node that stands by serves nobody: of all that, the new program need only accept the configuration.
+//!
 //! One process at a time has the state directory: there is never a second leader, and nothing to agree upon between two
 //! ([ADR 19](../../docs/adr/0019-the-program-executes-its-successor.md)).
 
@@ -166,12 +168,26 @@ impl Heard {
         Ok(Self { terminate: terminate?, interrupt: interrupt?, quit: quit? })
     }
 
-    /// Waits until the process is to end. Where nobody is served there is nothing to keep for the next program: SIGQUIT ends it, too.
-    pub async fn end(&mut self) {
+    /// Waits until a process that serves nobody is to end: for the next program ([`Upgrade::begun`]) at SIGQUIT, where that accepts the configuration.
+    pub async fn end(&mut self, upgrade: &Upgrade) {
+        let Self { terminate, interrupt, quit } = self;
+        let replaced = async {
+            loop {
+                quit.recv().await;
+                match upgrade.accepts().await {
+                    Ok(()) => return,
+                    Err(why) => tracing::warn!(%why, "the program is not replaced now"),
+                }
+            }
+        };
         let signal = tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.quit.recv() => "SIGQUIT",
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+            () = replaced => {
+                tracing::info!(program = %upgrade.program.display(), "the program is replaced");
+                upgrade.begun.store(true, Ordering::Release);
+                return;
+            }
         };
         tracing::info!(signal, "godwit is told to end");
     }

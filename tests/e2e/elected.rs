@@ -159,6 +159,35 @@ async fn another_node_leads_when_the_first_is_gone() -> Result<()> {
     lost_nothing(&playground, &near.name, &outcome).await
 }
 
+/// As an upgrade of the package does it: a service manager does not start again what ended in good order.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_stands_by_becomes_the_next_program() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let members = [Member::new(&playground, "one", &[])?, Member::new(&playground, "other", &[])?];
+    let mut one = members[0].start(&[])?;
+    leads(&mut one).await?;
+    let mut other = members[1].start(&[])?;
+    stands_by(&mut other, "one").await?;
+    let logged = async |node: &mut Leader<'_>, what: &str| {
+        until(what, async || {
+            node.node.check()?;
+            Ok(node.node.tail(1000).contains(what))
+        })
+        .await
+    };
+    let config = std::fs::read_to_string(&members[1].config)?;
+    std::fs::write(&members[1].config, config.replacen(LEASE, "lease: never", 1))?;
+    other.node.signal(Signal::QUIT)?;
+    logged(&mut other, "the program is not replaced now").await?;
+    stands_by(&mut other, "one").await?;
+    std::fs::write(&members[1].config, &config)?;
+    other.node.signal(Signal::QUIT)?;
+    logged(&mut other, "the sockets of the program before are taken over").await?;
+    stands_by(&mut other, "one").await?;
+    one.node.signal(Signal::KILL)?;
+    leads(&mut other).await
+}
+
 /// One is put back from a backup, and another node has a copy of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_state_directory_and_a_copied_one_undo_no_decision() -> Result<()> {

@@ -24,7 +24,7 @@ use crate::leading::{self, Anew};
 use crate::notify;
 use crate::store::{Journal, Legacy, Overlay, OverlayFile};
 use crate::telemetry::metrics;
-use crate::upgrade::Heard;
+use crate::upgrade::{Heard, Upgrade};
 
 /// What a node that leads leaves, and takes over: all of it is in its state directory.
 #[derive(Clone)]
@@ -138,13 +138,13 @@ impl Estate for Belongings {
 /// How long answers under way may take when it begins to lead.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 
-/// Waits until it leads; false: the process is to end.
+/// Waits until it leads; false: the process is to end, or to become the next program.
 pub(super) async fn until_it_leads(
     election: &mut Election,
     estate: &Belongings,
     state: AdminState,
     sockets: &Sockets,
-    (heard, hang_up): (&mut Heard, &mut Signal),
+    (heard, upgrade, hang_up): (&mut Heard, &Upgrade, &mut Signal),
 ) -> Result<bool> {
     metrics::leads(false);
     let standing = Arc::new(Standing::default());
@@ -163,7 +163,7 @@ pub(super) async fn until_it_leads(
     };
     let leads = tokio::select! {
         () = election.stand(&standing, estate) => true,
-        () = heard.end() => false,
+        () = heard.end(upgrade) => false,
         () = closes => false,
         () = estate.hang_ups(hang_up) => false,
     };
