@@ -194,9 +194,10 @@ pub async fn serve_link(
     }
 }
 
-/// Keeps a stream alive: dials, runs, and after an error dials again, more slowly each time, until told to stop.
+/// Keeps a stream alive: dials, runs, and after an error dials again, more slowly each time, until told to stop. So it does where the error waits for a
+/// person: what is mended within a moment, as a schema that follows by itself, is not waited for much longer, and commits may wait for the stream.
 ///
-/// Ends by itself only when fenced ([`ErrorKind::Never`]). What waits for a person is tried again at the slowest pace.
+/// Ends by itself only when fenced ([`ErrorKind::Never`]).
 pub async fn maintain(
     dial: &dyn Dial,
     spec: &StreamSpec,
@@ -228,7 +229,6 @@ async fn keep_alive(
             result = attempt => result,
         };
         let never = matches!(&result, Err(error) if error.kind() == ErrorKind::Never);
-        let operator = matches!(&result, Err(error) if error.kind() == ErrorKind::Operator);
         let result = run_and_tell(async { result }, status, !never).await;
         match result {
             Ok(()) if cancel.is_cancelled() => return Ok(()),
@@ -246,15 +246,14 @@ async fn keep_alive(
         if began.elapsed() > BACKOFF.1 {
             wait = BACKOFF.0;
         }
-        let pause = if operator { BACKOFF.1 } else { wait };
-        wait = (wait * 2).min(BACKOFF.1);
         tokio::select! {
             () = cancel.cancelled() => {
                 status.send_modify(|status| status.phase = Phase::Stopped);
                 return Ok(());
             }
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(wait) => {}
         }
+        wait = (wait * 2).min(BACKOFF.1);
     }
 }
 

@@ -239,6 +239,30 @@ async fn a_stream_with_names_of_another_resource_is_refused_before_anybody_is_as
     }
 }
 
+/// Where nobody can be reached until a person has done something.
+#[derive(Default)]
+struct Unready(Mutex<Vec<tokio::time::Instant>>);
+
+#[async_trait]
+impl Dial for Unready {
+    async fn dial(&self) -> Result<Box<dyn Link>, Error> {
+        self.0.lock().expect("not poisoned").push(tokio::time::Instant::now());
+        Err(Error::Unready("the target lacks a column".into()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_a_person_is_tried_again_soon_and_then_seldom() {
+    let (dial, end) = (Unready::default(), LocalEnd::Target { dsn: Dsn::default() });
+    let (status, cancel) = (watch::Sender::new(StreamStatus::default()), CancellationToken::new());
+    let (spec, within) = (spec(), Duration::from_secs(20));
+    let kept = tokio::time::timeout(within, maintain(&dial, &spec, &end, &status, &cancel)).await;
+    assert!(kept.is_err(), "it goes on: {kept:?}");
+    let tried = dial.0.into_inner().expect("not poisoned");
+    let pauses = tried.windows(2).map(|two| (two[1] - two[0]).as_millis()).collect::<Vec<_>>();
+    assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+}
+
 /// A server that shuts down asks for the same position until it is durable.
 #[tokio::test(start_paused = true)]
 async fn a_position_that_is_told_twice_is_made_durable_at_once() {
