@@ -554,6 +554,20 @@ fn links_and_nodes_without_fronts() {
         ("  east: {}", "  east: { link: \"edge-2:9443\", node: edge-2 }"),
         ("  east: {}", "  east: { link: edge-2, node: edge-2 }"),
     ]));
+    // The node of a third zone leads: one end of the stream is to be its own.
+    let own = "zone: north\n  link: { listen: 0.0.0.0:9443, tls: { cert: a.crt, key: a.key, ca: ca.crt } }\n";
+    let third = BASE.replacen("zone: west\n", own, 1).replacen(
+        "  east: {}",
+        "  east: { link: \"e:1\", node: e }\n  north: {}",
+        1,
+    );
+    let linked = third.replacen("location: [53.3, -6.2] }", "link: \"w:1\", node: w }", 1);
+    assert_ne!(linked, third);
+    assert!(load(&third).is_ok(), "it reaches the database in west itself");
+    let refused = load(&linked).expect_err("it would have no end of the stream");
+    for said in ["resources.orders ", "between east and west", "leave out zones.east.link, or that of west"] {
+        assert!(refused.contains(said), "{said}: {refused}");
+    }
 }
 
 #[test]

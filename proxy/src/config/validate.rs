@@ -112,6 +112,9 @@ pub(super) fn read(
     if let (Some(read), Some(item)) = (&node, &node_item) {
         links(item, read.link, here, zone_items.as_deref().unwrap_or_default(), &zones);
     }
+    if let Some(here) = here {
+        streams(&all_items, &resources, here, &zones);
+    }
     if let Some(lease) = node.as_ref().and_then(|node| node.lease.as_ref())
         && !resources.values().any(Resource::could_keep_a_lease)
         && !resources.is_empty()
@@ -152,6 +155,31 @@ fn links(
         node.wrong_key(
             format!("has no link, and zones.{name}.link needs this node's certificates"),
             "add link: {listen: 0.0.0.0:9443, tls: {cert: FILE, key: FILE, ca: FILE}}",
+        );
+    }
+}
+
+/// One end of a stream is at the node that leads: of two zones that are other nodes' it could run none.
+fn streams(
+    items: &[(&str, Item<'_>)],
+    resources: &BTreeMap<String, Resource>,
+    here: &str,
+    zones: &BTreeMap<String, Zone>,
+) {
+    let linked = |zone: &str| zone != here && zones.get(zone).is_some_and(|zone| zone.link.is_some());
+    for (name, item) in items {
+        let Some(resource) = resources.get(*name).filter(|resource| resource.has_front()) else { continue };
+        let placements: Vec<_> = resource.placements.values().collect();
+        // Which zones a resource that chooses is in is not known yet.
+        let [one, other] = placements[..] else { continue };
+        let database = one.postgres.as_ref().or(other.postgres.as_ref());
+        if resource.flexible.is_some() || database.is_none() || !linked(&one.zone) || !linked(&other.zone) {
+            continue;
+        }
+        let (one, other) = (&one.zone, &other.zone);
+        item.wrong_key(
+            format!("is replicated between {one} and {other}, which this node in {here} both reaches by a link: a stream needs one end here"),
+            format!("leave out zones.{one}.link, or that of {other}: this node reaches that zone's database itself"),
         );
     }
 }
