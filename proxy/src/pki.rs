@@ -1,4 +1,4 @@
-//! Certificates of the link between nodes: one authority, one certificate per node with its name as DNS name, and the zone
+//! Certificates of the link between nodes: one authority, one certificate per node with its name as DNS name, and the zones
 //! and resources that it is for as URIs ([`replicator::link::Peer`]).
 
 use std::fs::OpenOptions;
@@ -52,17 +52,16 @@ fn file(doing: &'static str, path: &Path) -> impl Fn(std::io::Error) -> PkiError
 pub struct Holder<'a> {
     /// The node's name.
     pub node: &'a str,
-    /// Its zone; none: the certificate does not limit that.
-    pub zone: Option<&'a str>,
+    /// Zones whose halves of streams it may run; none: the certificate does not limit that.
+    pub zones: &'a [&'a str],
     /// Resources whose streams it may take part in; none: the certificate does not limit that.
     pub resources: &'a [String],
 }
 
 impl<'a> From<&'a str> for Holder<'a> {
-    /// `NODE` or `NODE@ZONE`.
-    fn from(text: &'a str) -> Self {
-        let (node, zone) = text.split_once('@').map_or((text, None), |(node, zone)| (node, Some(zone)));
-        Self { node, zone, resources: &[] }
+    /// By its name, with a certificate that limits nothing.
+    fn from(node: &'a str) -> Self {
+        Self { node, zones: &[], resources: &[] }
     }
 }
 
@@ -76,7 +75,7 @@ pub fn make<'a, H: Into<Holder<'a>> + Copy>(
     let mut made = Vec::new();
     let issuer = authority(directory, &mut made)?;
     for holder in holders {
-        let Holder { node, zone, resources } = (*holder).into();
+        let Holder { node, zones, resources } = (*holder).into();
         let named = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
         if !node.starts_with(|c: char| c.is_ascii_alphanumeric()) || !node.chars().all(named) {
             return Err(PkiError::Name(node.to_owned()));
@@ -88,7 +87,8 @@ pub fn make<'a, H: Into<Holder<'a>> + Copy>(
         let fails = cannot(node);
         let key = KeyPair::generate().map_err(&fails)?;
         let mut params = CertificateParams::new(vec![node.to_owned()]).map_err(&fails)?;
-        for uri in zone.map(zone_uri).into_iter().chain(resources.iter().map(|name| resource_uri(name))) {
+        let uris = zones.iter().map(|zone| zone_uri(zone));
+        for uri in uris.chain(resources.iter().map(|name| resource_uri(name))) {
             params.subject_alt_names.push(SanType::URI(uri.try_into().map_err(&fails)?));
         }
         params.distinguished_name.push(DnType::CommonName, node);

@@ -192,9 +192,10 @@ fn replace(playground: &Playground, also: &[u8]) -> Result<Vec<u8>> {
     let fresh = tempfile::tempdir()?;
     let resources = [RESOURCE.to_owned()];
     let [near, far] = &playground.zones;
-    let holders = [(LEADER, near), (AGENT, far)].map(|(node, zone)| Holder {
+    let names = [near, far].map(|zone| zone.name.as_str());
+    let holders = [(LEADER, &names[..1]), (AGENT, &names[1..])].map(|(node, zones)| Holder {
         node,
-        zone: Some(&zone.name),
+        zones,
         resources: &resources,
     });
     pki::make(fresh.path(), &holders)?;

@@ -306,7 +306,8 @@ enum Pki {
         /// Where the PEM files go; existing ones are kept, never overwritten.
         #[arg(long, value_name = "DIRECTORY", default_value = "pki")]
         directory: PathBuf,
-        /// Names of the nodes, as in `node.name`, each with its zone: the certificate is for streams of that zone only.
+        /// Names of the nodes, as in `node.name`, each with its zone: the certificate is for streams of that zone only. A node that is named several
+        /// times gets one certificate, for all of these zones.
         #[arg(required = true, value_name = "NODE[@ZONE]")]
         nodes: Vec<String>,
         /// The certificates are for streams of this resource only; may be repeated. Left out: of any.

@@ -1,22 +1,24 @@
 //! `godwit pki init`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::pki::Holder;
 
 /// Makes what is missing and prints the files that were made.
 pub(super) fn init(directory: &Path, nodes: &[String], resources: &[String]) -> Result<ExitCode> {
+    let named = zones_of(nodes)?;
     let holders: Vec<Holder<'_>> =
-        nodes.iter().map(|node| Holder { resources, ..Holder::from(node.as_str()) }).collect();
+        named.iter().map(|(node, zones)| Holder { node, zones, resources }).collect();
     let made = crate::pki::make(directory, &holders)?;
     for holder in &holders {
         let path = directory.join(format!("{}.pem", holder.node));
         if !made.contains(&path) {
             eprintln!(
-                "{} is kept as it is, with the zone and the resources that it was made for: remove it with its key to have another",
+                "{} is kept as it is, with the zones and the resources that it was made for: remove it with its key to have another",
                 path.display()
             );
         }
@@ -25,4 +27,46 @@ pub(super) fn init(directory: &Path, nodes: &[String], resources: &[String]) -> 
         super::out(format!("{}\n", path.display()))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The zones of each node: named as `NODE`, or once for each zone as `NODE@ZONE`.
+fn zones_of(nodes: &[String]) -> Result<BTreeMap<&str, Vec<&str>>> {
+    let mut named: BTreeMap<&str, Vec<Option<&str>>> = BTreeMap::new();
+    for text in nodes {
+        let (node, zone) = text.split_once('@').map_or((&**text, None), |(node, zone)| (node, Some(zone)));
+        let zones = named.entry(node).or_default();
+        if !zones.contains(&zone) {
+            zones.push(zone);
+        }
+    }
+    for (node, zones) in &named {
+        ensure!(
+            zones.len() == 1 || !zones.contains(&None),
+            "{node} is named with a zone and without one, which is for every zone: one of the two"
+        );
+    }
+    Ok(named.into_iter().map(|(node, zones)| (node, zones.into_iter().flatten().collect())).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject as _;
+
+    use super::*;
+
+    #[test]
+    fn a_node_that_is_named_for_several_zones_has_one_certificate_for_all_of_them() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let named = ["node-c@a", "node-b@b", "node-c@c", "node-c@a"].map(str::to_owned);
+        init(directory.path(), &named, &["orders".to_owned()]).expect("made");
+        let certificate = CertificateDer::from_pem_file(directory.path().join("node-c.pem")).expect("there");
+        let text = String::from_utf8_lossy(&certificate);
+        let uris = ["godwit:zone/a", "godwit:zone/c", "godwit:resource/orders"];
+        assert_eq!(uris.map(|uri| text.matches(uri).count()), [1, 1, 1]);
+        assert!(!text.contains("godwit:zone/b"));
+        let mixed = ["node-d", "node-d@a"].map(str::to_owned);
+        let refused = init(directory.path(), &mixed, &[]).expect_err("refused").to_string();
+        assert!(refused.contains("node-d is named with a zone and without one"), "{refused}");
+    }
 }

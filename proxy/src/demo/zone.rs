@@ -320,9 +320,10 @@ impl Playground {
         let mut link_from_leader = None;
         if options.agent {
             let resources = [RESOURCE.to_owned()];
-            let [leader, agent] = [(LEADER, near), (AGENT, far)].map(|(node, zone)| Holder {
+            let names = [near, far].map(|zone| zone.name.as_str());
+            let [leader, agent] = [(LEADER, &names[..1]), (AGENT, &names[1..])].map(|(node, zones)| Holder {
                 node,
-                zone: Some(&zone.name),
+                zones,
                 resources: &resources,
             });
             pki::make(&directory.join("pki"), &[leader, agent])?;
