@@ -531,3 +531,25 @@ async fn only_transactions_of_critical_tables_are_made_to_wait() -> Result<()> {
     critical(15).await?;
     critical(other_major()).await
 }
+
+/// It has its locks as long as a transaction that nobody ends: what it waits for is another thing to mend.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_in_commit_is_no_open_transaction() -> Result<()> {
+    let settings = "synchronous_standby_names = 'nobody'\nsynchronous_commit = local\n";
+    let server = TestCluster::start_with(15, settings)?;
+    drop(server.create_database(DATABASE, "CREATE TABLE t (id int PRIMARY KEY)").await?);
+    let client = replicator::postgres::connect(&server.config(DATABASE), "test").await?;
+    fence::install(&client, "shop", 1).await?;
+    let (committer, open) = (server.connect(DATABASE).await?, server.connect(DATABASE).await?);
+    open.batch_execute("BEGIN; INSERT INTO t VALUES (1)").await?;
+    let sql = "SET synchronous_commit = on; INSERT INTO t VALUES (2)";
+    let _commit = AbortOnDropHandle::new(tokio::spawn(async move { committer.batch_execute(sql).await }));
+    let waits = "EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')";
+    until("the commit waits", &client, waits).await?;
+    let found = fence::in_the_way(&client, Duration::ZERO, &[], false).await?;
+    let [first, second] = &found[..] else { anyhow::bail!("{found:?}") };
+    ensure!(first.contains("has table public.t locked for") && !first.contains("COMMIT"), "{first}");
+    let says = "and waits in COMMIT for a synchronous standby (synchronous_standby_names = 'nobody')";
+    ensure!(second.contains("has table public.t locked for") && second.ends_with(says), "{second}");
+    Ok(())
+}
