@@ -1,12 +1,13 @@
 //! `godwit check`: what is wrong with a configuration, or what was understood of it.
 
+use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use crate::config::model::{Config, Placement, Resource};
+use crate::config::model::{Config, LinkTls, NodeLink, Placement, Resource};
 use crate::config::overlay::OverlayText;
 use crate::config::{self, ConfigErrors};
 use crate::leading::changes;
@@ -26,9 +27,24 @@ const INVALID: u8 = 3;
 
 /// Checks `path` and prints the answer: exit status 0, or 3 when the configuration is invalid.
 ///
-/// In a table, problems go to standard error.
+/// In a table, problems go to standard error, where warnings go always.
 pub fn run(path: &Path, format: Format) -> ExitCode {
-    print(answer(path, &loaded(path), format), format)
+    let loaded = loaded(path);
+    for warning in loaded.as_ref().map(unreadable).unwrap_or_default() {
+        eprintln!("godwit: warning: {warning}");
+    }
+    print(answer(path, &loaded, format), format)
+}
+
+/// Files without which a node would not start, and that cannot be read here. A configuration may be checked elsewhere than where they are.
+fn unreadable(config: &Config) -> Vec<String> {
+    let Some(NodeLink { tls: LinkTls { cert, key, ca }, .. }) = &config.node.link else { return Vec::new() };
+    let files = [("cert", cert), ("key", key), ("ca", ca)].into_iter();
+    let unreadable = files.filter_map(|(name, file)| {
+        let error = fs::read(file).err()?;
+        Some(format!("node.link.tls.{name}: cannot read {}: {error}", file.display()))
+    });
+    unreadable.collect()
 }
 
 /// As a node would start with it: with what the API changed, where that is, and this user may read it.
@@ -257,8 +273,6 @@ fn summary_json(path: &Path, config: &Config) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     const VALID: &str = r#"
@@ -296,6 +310,20 @@ resources:
         let (text, status) = printed(VALID, Format::Json);
         assert_eq!(status, 0);
         insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn certificates_of_the_link_that_are_not_there_are_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("password"), "hunter2\n").expect("written");
+        fs::write(folder.path().join("a.key"), "any text").expect("written");
+        let link =
+            "threads: 2, link: { listen: 127.0.0.1:9443, tls: { cert: a.pem, key: a.key, ca: ca.pem } }";
+        let path = folder.path().join("godwit.yaml");
+        fs::write(&path, VALID.replace("threads: 2", link)).expect("written");
+        let warned = unreadable(&loaded(&path).expect("valid")).join("\n");
+        let named = ["tls.cert: cannot read ", "a.pem: No such file", "tls.ca: cannot read ", "tls.key"];
+        assert_eq!(named.map(|text| warned.contains(text)), [true, true, true, false], "{warned}");
     }
 
     #[test]
