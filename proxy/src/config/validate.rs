@@ -178,7 +178,7 @@ fn streams(
         }
         let (one, other) = (&one.zone, &other.zone);
         item.wrong_key(
-            format!("is replicated between {one} and {other}, which this node in {here} both reaches by a link: a stream needs one end here"),
+            format!("is replicated between {one} and {other}, and this node in {here} reaches both by a link: a stream needs one end here"),
             format!("leave out zones.{one}.link, or that of {other}: this node reaches that zone's database itself"),
         );
     }
