@@ -7,7 +7,8 @@ use std::time::Instant;
 use anyhow::Result;
 use godwit::controller::compare;
 use godwit_tests::postgres::{TestCluster, other_major};
-use replicator::verify::{begin_snapshot, differences, digest, digest_snapshot};
+use godwit_tests::waiting::until;
+use replicator::verify::{begin_snapshot, buckets, differences, digest, digest_snapshot};
 
 const SCHEMA: &str = r#"
     CREATE TYPE mood AS ENUM ('sad', 'ok');
@@ -236,5 +237,94 @@ async fn nothing_ends_a_digest_for_its_length() -> Result<()> {
     assert_eq!(limit().await?, "0");
     digest_snapshot(&client).await?;
     assert_eq!(limit().await?, "1h", "it is the session's again");
+    Ok(())
+}
+
+/// What is being read is locked for one query of its rows, not until all is read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_is_altered_while_others_are_still_read() -> Result<()> {
+    let cluster = TestCluster::start(other_major())?;
+    let service = cluster
+        .create_database(
+            "shop",
+            "CREATE TABLE keyed (id int PRIMARY KEY); INSERT INTO keyed SELECT generate_series(1, 120000);
+             CREATE TABLE heap (id int); INSERT INTO heap SELECT generate_series(1, 1000);
+             CREATE TABLE less (id int PRIMARY KEY, n int); INSERT INTO less VALUES (1, 1);
+             CREATE TABLE locked (id int PRIMARY KEY); INSERT INTO locked VALUES (1)",
+        )
+        .await?;
+    let (reader, holder) = (cluster.connect("shop").await?, cluster.connect("shop").await?);
+    let pid: i32 = reader.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
+    let waits = async || -> Result<bool> {
+        let sql = "SELECT cardinality(pg_blocking_pids($1)) > 0";
+        Ok(service.query_one(sql, &[&pid]).await?.get(0))
+    };
+    let alter = async |sql: &str| -> Result<()> {
+        until("the digest has come to the locked table", waits).await?;
+        service.batch_execute(&format!("SET lock_timeout = '20s'; {sql}")).await?;
+        holder.batch_execute("COMMIT").await?;
+        Ok(())
+    };
+    let lock = "BEGIN; LOCK TABLE locked IN ACCESS EXCLUSIVE MODE";
+
+    holder.batch_execute(lock).await?;
+    begin_snapshot(&reader).await?;
+    let sql = "ALTER TABLE keyed ADD COLUMN n int; ALTER TABLE heap ADD COLUMN n int; ALTER TABLE less DROP COLUMN n";
+    let (read, altered) = tokio::join!(digest_snapshot(&reader), alter(sql));
+    altered?;
+    let read = read?;
+    let rows: Vec<_> = read.tables.iter().map(|table| (table.table.as_str(), table.rows)).collect();
+    assert_eq!(rows, [("public.heap", 1_000), ("public.keyed", 120_000), ("public.locked", 1)]);
+    assert_eq!(read.lost, BTreeSet::from(["public.less".to_owned()]), "nothing has its column any more");
+
+    holder.batch_execute(lock).await?;
+    let sql = "ALTER TABLE keyed ADD COLUMN more int; ALTER TABLE heap RENAME TO pile";
+    let (read, altered) = tokio::join!(buckets(&reader, None), alter(sql));
+    altered?;
+    let mut rows: Vec<_> = read?.iter().map(|table| (table.table.clone(), table.rows())).collect();
+    rows.sort();
+    let expected = [("keyed", 120_000), ("less", 1), ("locked", 1), ("pile", 1_000)];
+    assert_eq!(rows, expected.map(|(table, rows)| (format!("public.{table}"), rows)));
+    Ok(())
+}
+
+/// Between two queries of one table's rows it may be emptied: then what was read of it counts for nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_emptied_when_half_of_it_is_read_is_lost() -> Result<()> {
+    let cluster = TestCluster::start(15)?;
+    let fill = "INSERT INTO half SELECT generate_series(1, 600000); INSERT INTO heap SELECT generate_series(1, 1200000)";
+    let schema = format!("CREATE TABLE half (id int PRIMARY KEY); CREATE TABLE heap (id int); {fill}");
+    let service = cluster.create_database("shop", &schema).await?;
+    let reader = cluster.connect("shop").await?;
+    let pid: i32 = reader.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
+    for table in ["half", "heap"] {
+        let other = BTreeSet::from([format!("public.{}", if table == "half" { "heap" } else { "half" })]);
+        let empty = async || -> Result<()> {
+            let reads = async || -> Result<bool> {
+                let sql = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 AND query ~ $2)";
+                Ok(service
+                    .query_one(sql, &[&pid, &format!("FROM ONLY public.{table} WHERE .* <= ")])
+                    .await?
+                    .get(0))
+            };
+            until("its rows are being read", reads).await?;
+            service.batch_execute(&format!("TRUNCATE {table}; INSERT INTO {table} VALUES (7)")).await?;
+            Ok(())
+        };
+        begin_snapshot(&reader).await?;
+        let (read, emptied) = tokio::join!(digest_snapshot(&reader), empty());
+        emptied?;
+        let read = read?;
+        assert_eq!(read.lost, BTreeSet::from([format!("public.{table}")]));
+        assert!(read.tables.iter().map(|table| &table.table).eq(&other), "{read:?}");
+
+        service.batch_execute(&format!("TRUNCATE half, heap; {fill}")).await?;
+        let (read, emptied) = tokio::join!(buckets(&reader, None), empty());
+        emptied?;
+        let rows =
+            read?.iter().filter(|read| !other.contains(&read.table)).map(|read| read.rows()).sum::<u64>();
+        assert_eq!(rows, 1, "it is read as it became");
+        service.batch_execute(&format!("TRUNCATE half, heap; {fill}")).await?;
+    }
     Ok(())
 }

@@ -76,11 +76,14 @@ enum Detail {
     Buckets,
 }
 
-/// Rows per query: keeps each one short, so that the digest can be cancelled and never holds a long-running query.
+/// Rows per query: keeps each one short, so that the digest can be cancelled, never holds a long-running query, and nobody waits long for its locks.
 const CHUNK_ROWS: u64 = 50_000;
 
-/// How often the tables are listed anew where one of them is dropped meanwhile.
-const LISTS: u32 = 5;
+/// The same in pages, of a table without a key.
+const CHUNK_PAGES: u64 = 1_024;
+
+/// How often tables are read that are dropped, emptied, renamed or rewritten meanwhile.
+const READINGS: u32 = 5;
 
 /// Tables that are asked for ahead.
 const AHEAD: usize = 16;
@@ -101,6 +104,9 @@ SET LOCAL row_security = off";
 const WITHOUT_TIMEOUT: &str = "SELECT set_config('transaction_timeout', '0', true) \
     WHERE current_setting('server_version_num')::int >= 170000";
 
+/// Gives back the locks on what was read since [`begin_snapshot`], whose snapshot stays: whoever alters a table waits for one query.
+const LET_GO: &str = "ROLLBACK TO SAVEPOINT godwit";
+
 struct Table {
     /// Quoted, with its schema.
     name: String,
@@ -113,8 +119,8 @@ struct Table {
 /// Digests every user table as of one moment, in a transaction of its own: [`begin_snapshot`], then [`digest_snapshot`].
 ///
 /// The snapshot holds back vacuum for as long as it takes. Use a connection of its own: when the future is dropped midway,
-/// the connection is left inside that transaction. A table without a primary key of built-in types is
-/// one query. What is dropped or emptied meanwhile is left out.
+/// the connection is left inside that transaction. No table is locked for longer than a query of some ten thousand rows. What is dropped,
+/// emptied or rewritten meanwhile is left out.
 pub async fn digest(client: &Client) -> Result<Vec<TableDigest>, Error> {
     begin_snapshot(client).await?;
     Ok(digest_snapshot(client).await?.tables)
@@ -123,14 +129,14 @@ pub async fn digest(client: &Client) -> Result<Vec<TableDigest>, Error> {
 /// Fixes what the connection sees: a read-only transaction whose snapshot is of now. One round trip.
 pub async fn begin_snapshot(client: &Client) -> Result<(), Error> {
     // SET takes no snapshot; the SELECT does.
-    let sql = format!("{SESSION};\n{WITHOUT_TIMEOUT};\nSELECT 1 FROM pg_class LIMIT 1");
+    let sql = format!("{SESSION};\n{WITHOUT_TIMEOUT};\nSELECT 1 FROM pg_class LIMIT 1;\nSAVEPOINT godwit");
     client.batch_execute(&sql).await.map_err(refused("cannot start the verification"))
 }
 
 /// Digests what the snapshot of [`begin_snapshot`] sees, large objects too, and ends it.
 pub async fn digest_snapshot(client: &Client) -> Result<SnapshotDigest, Error> {
     let read = async {
-        let read = read_what_is_left(client).await?;
+        let read = read_what_is_left(client, None, Detail::Whole).await?;
         Ok((read, large_objects::digest(client).await?))
     };
     let ((tables, lost), objects) = end_snapshot(client, read.await).await?;
@@ -148,19 +154,26 @@ async fn end_snapshot<T>(client: &Client, read: Result<T, Error>) -> Result<T, E
     Ok(read)
 }
 
-/// Reads every user table, or `only` some, as of one moment. As [`digest`], in a transaction of its own.
+/// Reads every user table, or `only` some, in transactions of its own: each table as of one moment, and those that are emptied, renamed or rewritten
+/// meanwhile as of a later one. As [`digest`].
+///
+/// # Errors
+/// Also [`Error::Unready`] where that happens to one at each reading.
 pub async fn buckets(client: &Client, only: Option<&BTreeSet<String>>) -> Result<Vec<TableBuckets>, Error> {
-    let mut tries = LISTS;
-    loop {
-        tries -= 1;
+    let (mut found, mut left) = (Vec::new(), only.cloned());
+    for _ in 0..READINGS {
         begin_snapshot(client).await?;
-        let read = read_tables(client, only, Detail::Buckets).await;
-        match end_snapshot(client, read).await {
-            // Dropped after the list was read.
-            Err(error) if tries > 0 && error.sqlstate() == Some("42P01") => {}
-            read => return read,
+        let read = read_what_is_left(client, left.as_ref(), Detail::Buckets).await;
+        let (read, mut gone) = end_snapshot(client, read).await?;
+        found.extend(read);
+        gone.retain(|table| left.as_ref().is_none_or(|left| left.contains(table)));
+        if gone.is_empty() {
+            return Ok(found);
         }
+        left = Some(gone);
     }
+    let tables: Vec<String> = left.into_iter().flatten().collect();
+    Err(Error::Unready(format!("emptied, renamed or rewritten at each reading: {}", tables.join(", "))))
 }
 
 /// One readable line for every table that is not the same on both sides; empty when all are equal.
@@ -187,18 +200,6 @@ pub fn differences(source: &[TableDigest], target: &[TableDigest]) -> Vec<String
             _ => None,
         })
         .collect()
-}
-
-async fn read_tables(
-    client: &Client,
-    only: Option<&BTreeSet<String>>,
-    detail: Detail,
-) -> Result<Vec<TableBuckets>, Error> {
-    let mut all = tables(client).await?;
-    all.retain(|table| only.is_none_or(|only| only.contains(&table.name)));
-    let mut read = Vec::with_capacity(all.len());
-    read_into(&mut read, client, &all.iter().collect::<Vec<_>>(), detail).await?;
-    Ok(read)
 }
 
 /// Reads these tables, or up to the first that fails.
@@ -228,21 +229,25 @@ async fn read_into(
     failed.map_or(Ok(()), Err)
 }
 
-/// Reads every table as the snapshot has it, but those that are not what they were: these are named.
-async fn read_what_is_left(client: &Client) -> Result<(Vec<TableBuckets>, BTreeSet<String>), Error> {
+/// Reads every table, or `only` some, as the snapshot has it, but those that are not what they were: all of these are named.
+async fn read_what_is_left(
+    client: &Client,
+    only: Option<&BTreeSet<String>>,
+    detail: Detail,
+) -> Result<(Vec<TableBuckets>, BTreeSet<String>), Error> {
     let step = async |sql: &str| client.batch_execute(sql).await.map_err(refused("cannot go on reading"));
-    let all = tables(client).await?;
-    step("SAVEPOINT godwit").await?;
+    let mut all = tables(client).await?;
+    all.retain(|table| only.is_none_or(|only| only.contains(&table.name)));
     let (mut read, mut gone) = (Vec::with_capacity(all.len()), BTreeSet::new());
     loop {
         let done: BTreeSet<&str> = read.iter().map(|table: &TableBuckets| table.table.as_str()).collect();
         let is_left = |table: &&Table| !done.contains(table.name.as_str()) && !gone.contains(&table.name);
         let left: Vec<&Table> = all.iter().filter(is_left).collect();
-        match read_into(&mut read, client, &left, Detail::Whole).await {
+        match read_into(&mut read, client, &left, detail).await {
             Ok(()) => break,
-            // Dropped, or another one of that name has other columns. The snapshot stays.
+            // Dropped, or it or another one of that name has other columns. The snapshot stays.
             Err(error) if error.sqlstate().is_some() => {
-                step("ROLLBACK TO SAVEPOINT godwit").await?;
+                step(LET_GO).await?;
                 let before = gone.len();
                 gone.extend(lost(client).await?);
                 if gone.len() == before {
@@ -252,20 +257,23 @@ async fn read_what_is_left(client: &Client) -> Result<(Vec<TableBuckets>, BTreeS
             Err(error) => return Err(error),
         }
     }
-    // Also those that could be read: what was emptied or made anew seems to have no rows.
+    // Also those that could be read: what was emptied or made anew, whole or since a part of it was read, seems to have no rows.
     gone.extend(lost(client).await?);
     read.retain(|table| !gone.contains(&table.table));
     Ok((read, gone))
 }
 
-/// The snapshot's tables that are not what they were, and what those are called by now that are there. What functions tell of a table is
+/// The snapshot's tables that are not what they were, or have a column no more, and what those are called by now that are there. What functions tell of a table is
 /// of now, and what is selected is of the snapshot.
 async fn lost(client: &Client) -> Result<Vec<String>, Error> {
     let sql = format!(
         "SELECT format('%I.%I', n.nspname, c.relname), \
            CASE WHEN pg_relation_filenode(c.oid) IS NOT NULL THEN c.oid::regclass::text END \
          FROM {TABLES} AND (to_regclass(format('%I.%I', n.nspname, c.relname)) IS DISTINCT FROM c.oid::regclass \
-           OR pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode)"
+           OR pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode \
+           OR EXISTS (SELECT FROM pg_attribute a, pg_identify_object('pg_class'::regclass, c.oid, a.attnum) o \
+                      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+                        AND o.identity IS DISTINCT FROM format('%I.%I.%I', n.nspname, c.relname, a.attname)))"
     );
     let answer = client.simple_query(&sql).await.map_err(refused("cannot list the tables"))?;
     let names = |row: SimpleQueryRow| [0, 1].map(|at| row.get(at).map(str::to_owned));
@@ -310,22 +318,22 @@ async fn tables(client: &Client) -> Result<Vec<Table>, Error> {
         .collect()
 }
 
-/// Walks the primary key: finds the key `CHUNK_ROWS` further on, reads up to it, and so on to the end.
+/// Walks the primary key: finds the key `CHUNK_ROWS` further on, reads up to it, and so on to the end. Without one it walks the pages: what a
+/// snapshot shows stays where it is until the table is rewritten.
 async fn read_table(client: &Client, table: &Table, detail: Detail) -> Result<TableBuckets, Error> {
     let context = format!("cannot digest {}", table.name);
     let mut total = TableBuckets { table: table.name.clone(), sums: BTreeMap::new() };
     let mut after: Option<String> = None;
+    let (mut page, pages) = (0, if table.key.is_empty() { pages(client, table, &context).await? } else { 0 });
     loop {
         let until = if table.key.is_empty() {
-            None
+            page += CHUNK_PAGES;
+            (page < pages).then(|| format!("'({page},0)'::tid"))
         } else {
             boundary(client, table, after.as_deref(), &context).await?
         };
-        let answer = client
-            .simple_query(&digest_sql(table, after.as_deref(), until.as_deref(), detail))
-            .await
-            .map_err(refused(&context))?;
-        for row in rows(answer) {
+        let sql = digest_sql(table, after.as_deref(), until.as_deref(), detail);
+        for row in ask(client, &sql, &context).await? {
             let number = |column| row.get(column)?.parse::<u64>().ok();
             let parsed = number(0).and_then(|bucket| {
                 let hash = u128::from(number(2)?) << 64 | u128::from(number(3)?);
@@ -340,6 +348,21 @@ async fn read_table(client: &Client, table: &Table, detail: Detail) -> Result<Ta
             None => return Ok(total),
         }
     }
+}
+
+/// Asks, and lets go of what was read.
+async fn ask(client: &Client, sql: &str, context: &str) -> Result<Vec<SimpleQueryRow>, Error> {
+    // In one message: what fails is not let go before whoever reads all tables knows of it.
+    let answer = client.simple_query(&format!("{sql};\n{LET_GO}")).await.map_err(refused(context))?;
+    Ok(rows(answer))
+}
+
+/// Its size; none of one that is gone.
+async fn pages(client: &Client, table: &Table, context: &str) -> Result<u64, Error> {
+    let name = literal(&table.name);
+    let sql = format!("SELECT pg_relation_size(to_regclass({name})) / current_setting('block_size')::bigint");
+    let answer = ask(client, &sql, context).await?;
+    Ok(answer.first().and_then(|row| row.get(0)?.parse().ok()).unwrap_or_default())
 }
 
 /// The key of the last row of the next chunk as a list of typed literals; `None` when fewer rows are left.
@@ -361,7 +384,7 @@ async fn boundary(
         after.map(|key| format!(" WHERE ({names}) > ({key})")).unwrap_or_default(),
         CHUNK_ROWS - 1,
     );
-    let answer = rows(client.simple_query(&sql).await.map_err(refused(context))?);
+    let answer = ask(client, &sql, context).await?;
     let Some(row) = answer.first() else { return Ok(None) };
     let literals: Vec<String> = table
         .key
@@ -398,7 +421,11 @@ fn digest_sql(table: &Table, after: Option<&str>, until: Option<&str>, detail: D
     )
 }
 
+/// What a table is walked by.
 fn key_names(table: &Table) -> String {
+    if table.key.is_empty() {
+        return "ctid".into();
+    }
     table.key.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
