@@ -127,7 +127,9 @@ WITH RECURSIVE here AS (
   SELECT 'library', name, library, NULL FROM pg_settings, unnest(string_to_array(replace(reset_val, ' ', ''), ',')) library
   WHERE name = ANY ('{shared_preload_libraries,session_preload_libraries,local_preload_libraries}') AND library <> ''
   UNION ALL
-  SELECT 'extension', NULL, extversion, extname FROM pg_extension WHERE extversion ~ '^[0-9]+(\.[0-9]+)*$'
+  -- Which version Godwit's own have matters to nobody.
+  SELECT 'extension', NULL, extversion, extname FROM pg_extension
+  WHERE extversion ~ '^[0-9]+(\.[0-9]+)*$' AND extname <> ALL ('{pg_prewarm,pg_buffercache}')
   UNION ALL
   SELECT 'locks', NULL, ({{relations}})::text, NULL
   UNION ALL

@@ -86,16 +86,18 @@ SELECT 'warning', subject, 'a foreign table is not replicated: only its definiti
 FROM ours WHERE relkind = 'f'
 UNION ALL
 SELECT 'warning', format('%s.%I', t.subject, a.attname),
-       format('keeps numbers of this server (%s): after a move they mean something else there, or are lower than those before',
-         coalesce('DEFAULT ' || drawn.value, pg_catalog.format_type(a.atttypid, a.atttypmod))),
-       'keep a name, a time or a value of a sequence instead, or see that nothing depends on it'
+       format('keeps numbers of this server (%s): after a move %s', coalesce('DEFAULT ' || drawn.value, pg_catalog.format_type(a.atttypid, a.atttypmod)),
+         CASE WHEN large THEN 'those of large objects are the same, and others mean something else there' ELSE 'they mean something else there, or are lower than those before' END),
+       CASE WHEN large THEN 'nothing where they are of large objects; else ' ELSE '' END || 'keep a name, a time or a value of a sequence instead, or see that nothing depends on it'
 FROM ours t JOIN pg_class c USING (oid) JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
 JOIN pg_type y ON y.oid = a.atttypid
 LEFT JOIN LATERAL (
   SELECT pg_catalog.pg_get_expr(d.adbin, d.adrelid) AS value FROM pg_attrdef d WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum
 ) drawn ON drawn.value ~ '\m(txid_current|pg_current_xact_id|pg_current_snapshot|pg_current_wal)'
+CROSS JOIN LATERAL (SELECT CASE WHEN y.typtype = 'd' THEN y.typbasetype WHEN y.typcategory = 'A' THEN y.typelem ELSE y.oid END AS kind) k
+CROSS JOIN LATERAL (SELECT k.kind = 'oid'::regtype AND drawn.value IS NULL AS large) l
 WHERE t.relkind IN ('r', 'p') AND NOT c.relispartition
-  AND (drawn.value IS NOT NULL OR CASE WHEN y.typtype = 'd' THEN y.typbasetype WHEN y.typcategory = 'A' THEN y.typelem ELSE y.oid END
+  AND (drawn.value IS NOT NULL OR k.kind
          = ANY ('{oid,xid,xid8,cid,tid,pg_lsn,pg_snapshot,txid_snapshot}'::regtype[]))
 UNION ALL
 -- Membership in a superuser is superuser: such an owner is to be replaced, not joined.
