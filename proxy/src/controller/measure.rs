@@ -9,6 +9,7 @@ use migration::cutover::{Capacity, Phase, State};
 use migration::policy::Policy;
 use migration::units::{Generation, Zone};
 use replicator::drift::Difference;
+use replicator::postgres::blocks;
 use replicator::preflight::Side;
 use replicator::status::{CopyStage, Phase as StreamPhase};
 use tokio_util::sync::CancellationToken;
@@ -46,6 +47,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A probe older than this says nothing; where they come more seldom, one older than two of them.
 const PROBE_AGE: Duration = Duration::from_secs(15);
 
+/// What [`InVain::why`] begins with.
+const IN_VAIN: &str = "the shadow's schema cannot follow its primary's: ";
+
 /// What the shadow could not follow in.
 struct InVain {
     since: Instant,
@@ -60,7 +64,7 @@ struct InVain {
 impl InVain {
     /// `done`: it was, and is to be done again. That rests twice as long each time.
     fn new(before: Option<&Self>, now: Instant, why: &str, done: bool, differences: Vec<Difference>) -> Self {
-        let why = format!("the shadow's schema cannot follow its primary's: {why}");
+        let why = format!("{IN_VAIN}{why}");
         let again = before.filter(|before| done && before.why == why);
         let rest = again.map_or(EXAMINE, |before| (before.rest * 2).min(RESTS));
         Self { since: now, why, rest, differences }
@@ -120,15 +124,17 @@ impl Watched {
         }
     }
 
-    /// What stops a move of this resource, and what is in work and does not yet.
-    fn drift(&self, resource: &str, now: Instant) -> [Vec<String>; 2] {
+    /// What stops a move of this resource, and what is in work and does not yet. `filling`: what is being done about what the shadow could not follow in,
+    /// and so told instead.
+    fn drift(&self, resource: &str, filling: Option<&String>, now: Instant) -> [Vec<String>; 2] {
         let is_late = |since: &Instant| now.saturating_duration_since(*since) >= drift::FOLLOWS;
         let [late, following] = [true, false].map(|late| {
             let these = self.follows.iter().filter(|(since, _)| is_late(since) == late);
             let these: Vec<Difference> = these.map(|(_, difference)| difference.clone()).collect();
             drift::named(resource, &these)
         });
-        [self.drift.iter().cloned().chain(late).collect(), following]
+        let drift = self.drift.iter().map(|why| filling.filter(|_| why.starts_with(IN_VAIN)).unwrap_or(why));
+        [drift.cloned().chain(late).collect(), following]
     }
 }
 
@@ -391,7 +397,8 @@ impl Measure {
             }
         }
         if seeded(hands, state) {
-            let [stops, _] = watched.drift(&self.resource.name, crate::clock::monotonic());
+            let filling = drift::filling(&hands.streams);
+            let [stops, _] = watched.drift(&self.resource.name, filling.as_ref(), crate::clock::monotonic());
             blockers.extend(stops);
             blockers.extend(hands.large_objects.problems(state.generation.0).0);
         }
@@ -443,6 +450,7 @@ impl Measure {
     pub fn problems(&self, hands: &Hands, state: &State) -> Vec<String> {
         let watched = lock(&self.watched);
         let mut problems = Vec::new();
+        let filling = drift::filling(&hands.streams);
         for (zone, status) in &watched.placements {
             if let Err(why) = status {
                 problems.push(format!("driver of {zone}: {why}"));
@@ -462,13 +470,14 @@ impl Measure {
         }
         if seeded(hands, state) {
             let (stops, progress) = hands.large_objects.problems(state.generation.0);
-            let [differ, follows] = watched.drift(&self.resource.name, crate::clock::monotonic());
+            let [differ, follows] =
+                watched.drift(&self.resource.name, filling.as_ref(), crate::clock::monotonic());
             let stops = differ.into_iter().chain(stops);
             problems.extend(stops.map(|what| format!("not migratable: {what}")));
             problems.extend(follows.into_iter().map(|what| format!("the shadow is just following: {what}")));
             problems.extend(progress);
         }
-        problems.extend(drift::filling(&hands.streams));
+        problems.extend(filling);
         if hands.front.is_some() {
             // A shadow that its driver keeps without workers has nothing to answer with.
             let runs = |zone: &Zone| match watched.placements.get(&*zone.0) {
@@ -594,11 +603,24 @@ async fn examine(databases: &Databases, resource: &Resource, zone: &str) -> Resu
         let first = preflight::worded(verifiers.into_iter().chain(dumps).collect(), zone);
         Ok(preflight::first(first.into_iter().chain(found).collect(), &resource.name))
     };
-    let found = tokio::time::timeout(PATIENCE, blockers).await;
-    if !matches!(found, Ok(Ok(_))) {
+    let found = match tokio::time::timeout(PATIENCE, blockers).await {
+        Ok(found) => found,
+        Err(_) => Err(format!("no answer within {} s{}", PATIENCE.as_secs(), blocked(databases, zone).await)),
+    };
+    if found.is_err() {
         databases.forget(zone, Purpose::Examine).await;
     }
-    found.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())))
+    found
+}
+
+/// Who holds what the examination waits for, as what is said of it ends; empty: that is not known.
+async fn blocked(databases: &Databases, zone: &str) -> String {
+    let look = async {
+        let client = databases.get(zone, Purpose::Control).await.ok()?;
+        blocks(&client, Purpose::Examine.application_name()).await.ok()?
+    };
+    let found = tokio::time::timeout(AGAIN, look).await.ok().flatten();
+    found.map(|who| format!(": it waits for a lock of {who}")).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -640,7 +662,7 @@ mod tests {
             let now = begin + AGAIN * second;
             let job = added(&format!("s.job_{second}"));
             watched.differ(true, Vec::new(), vec![added("s.lasts"), job], now);
-            let [stops, follows] = watched.drift("orders", now);
+            let [stops, follows] = watched.drift("orders", None, now);
             let lasts = "s.lasts: table added".to_owned();
             let late = AGAIN * second >= drift::FOLLOWS;
             assert_eq!((stops.contains(&lasts), follows.contains(&lasts)), (late, !late), "{second}");
@@ -669,12 +691,37 @@ mod tests {
         let now = crate::clock::monotonic();
         let mut watched = Watched::default();
         watched.followed();
-        assert_eq!(watched.drift("orders", now), [vec![], Vec::<String>::new()], "nothing stood in the way");
+        assert_eq!(
+            watched.drift("orders", None, now),
+            [vec![], Vec::<String>::new()],
+            "nothing stood in the way"
+        );
         watched.differ(true, vec!["s.t: table added".into()], Vec::new(), now);
         watched.followed();
-        assert_eq!(watched.drift("orders", now)[0], [FOLLOWED]);
+        assert_eq!(watched.drift("orders", None, now)[0], [FOLLOWED]);
         watched.differ(true, Vec::new(), Vec::new(), now);
-        assert!(watched.drift("orders", now)[0].is_empty());
+        assert!(watched.drift("orders", None, now)[0].is_empty());
+    }
+
+    #[test]
+    fn what_failed_before_is_not_told_while_a_table_is_filled() {
+        let now = crate::clock::monotonic();
+        let vain = InVain::new(
+            None,
+            now,
+            "fill table s.t: canceling statement due to lock timeout",
+            false,
+            Vec::new(),
+        );
+        let mut watched = Watched::default();
+        watched.differ(true, vec!["s.t: table added".into(), vain.why.clone()], Vec::new(), now);
+        let told = |filling: Option<&str>| {
+            let [stops, _] = watched.drift("orders", filling.map(str::to_owned).as_ref(), now);
+            stops[1].clone()
+        };
+        assert_eq!(told(None), vain.why);
+        let filling = "table s.t is being copied to the shadow: 78 % of 200 MiB";
+        assert_eq!(told(Some(filling)), filling, "it stops a move all the same");
     }
 
     #[test]

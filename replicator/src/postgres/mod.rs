@@ -40,8 +40,9 @@ const KEEPALIVES: &str = "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=1
 const UNHEARD: Duration = Duration::from_mins(1);
 /// Of a connection whose parameters say nothing of it.
 const USUAL_IDLE: Duration = Duration::from_hours(2);
-/// What a session begins with besides, whatever the database and the role say: values and SQL mean the same everywhere. A database that somebody made
-/// read-only stays so. What is asked of the catalogs of a large database is dear enough to be compiled, which takes seconds of the server's CPU.
+/// Where sessions begin read-only the application has it so, or a person: no fence is made of it, and what Godwit writes is its own or already written.
+const WRITES: &str = "-c default_transaction_read_only=off";
+/// What a session begins with besides, whatever the database and the role say: values and SQL mean the same everywhere. What is asked of the catalogs of a large database is dear enough to be compiled, which takes seconds of the server's CPU.
 const OPTIONS: &str = "\
     -c standard_conforming_strings=on -c default_transaction_isolation=read\\ committed \
     -c datestyle=ISO -c intervalstyle=postgres -c bytea_output=hex -c extra_float_digits=1 -c array_nulls=on \
@@ -67,7 +68,7 @@ pub async fn connect_to_write_watched(
     dsn: &Dsn,
     application_name: &str,
 ) -> Result<(Client, CancellationToken), Error> {
-    let (client, driver) = apart(dsn, application_name, "", None).await?;
+    let (client, driver) = apart(dsn, application_name, WRITES, None).await?;
     let ended = CancellationToken::new();
     let told = ended.clone().drop_guard();
     let driver = Box::pin(async move {
@@ -101,15 +102,29 @@ pub async fn connect_untouched(dsn: &Dsn, application_name: &str) -> Result<Clie
     Ok(driven((client, driver)))
 }
 
-/// The same, but that nothing cuts the session short; what others begin with is `reset_val`.
+/// The same, but that nothing cuts the session short and it may write; what others begin with is `reset_val`.
 pub async fn connect_unhurried(dsn: &Dsn, application_name: &str) -> Result<Client, Error> {
     let (client, driver, recent) = open(dsn, application_name, COMMITS, Some(UNHEARD)).await?;
     let client = driven((client, driver));
     let time_outs = TIME_OUTS.map(|name| format!("SET {name} = 0")).join("; ");
     let since_17 = if recent { TIME_OUT_SINCE_17 } else { "" };
-    let set = format!("{time_outs}; SET jit = off; {since_17}");
+    let set = format!("{time_outs}; SET jit = off; SET default_transaction_read_only = off; {since_17}");
     client.batch_execute(&set).await.map_err(Error::database("set a session's time-outs"))?;
     Ok(client)
+}
+
+/// Who keeps the sessions of this name in this database waiting for a lock, behind all others that wait: in words. Without `pg_read_all_stats` only who
+/// it is. None: nobody. One round trip.
+pub async fn blocks(client: &Client, application_name: &str) -> Result<Option<String>, Error> {
+    let sql = "WITH RECURSIVE held (pid, far) AS ( \
+        SELECT b.pid, 1 FROM pg_catalog.pg_stat_activity w, unnest(pg_catalog.pg_blocking_pids(w.pid)) b (pid) \
+        WHERE w.application_name = $1 AND w.datname = current_database() AND w.usename = current_user \
+        UNION SELECT b.pid, h.far + 1 FROM held h, unnest(pg_catalog.pg_blocking_pids(h.pid)) b (pid) WHERE h.far < 9) \
+      SELECT CASE WHEN h.pid = 0 THEN 'a prepared transaction (pg_prepared_xacts)' \
+        ELSE concat_ws(' ', format('pid %s', h.pid), 'of ' || b.usename, '(' || nullif(b.application_name, '') || ')', b.state) END \
+      FROM held h LEFT JOIN pg_catalog.pg_stat_activity b ON b.pid = h.pid ORDER BY h.far DESC LIMIT 1";
+    let row = client.query_opt(sql, &[&application_name]).await;
+    Ok(row.map_err(Error::database("look who holds a lock"))?.map(|row| row.get(0)))
 }
 
 fn driven((client, driver): (Client, Driver)) -> Client {
@@ -127,7 +142,7 @@ pub type Driver = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>>
 
 /// The same for callers that drive the connection themselves, and can so end it while the server owes an answer.
 pub async fn connect_apart(dsn: &Dsn, application_name: &str) -> Result<(Client, Driver), Error> {
-    apart(dsn, application_name, "", Some(UNHEARD)).await
+    apart(dsn, application_name, WRITES, Some(UNHEARD)).await
 }
 
 /// The same for who gives up after `limit`: the server would go on with what it was asked, since it does not see that nobody waits.

@@ -123,9 +123,13 @@ FROM need JOIN pg_available_extensions a ON a.name = role LEFT JOIN pg_extension
 WHERE kind = 'extension' AND there ~ '^[0-9]+(\.[0-9]+)*$'
   AND CASE WHEN kind = 'extension' THEN string_to_array(there, '.')::int[] < string_to_array(value, '.')::int[] ELSE false END
 UNION ALL
-SELECT 'warning', name, format('sessions begin with %s on the source and with %s on the target', quote_literal(value), quote_literal(reset_val)),
+-- Of all of these only one keeps the service from going on.
+SELECT CASE WHEN read_only THEN 'blocker' ELSE 'warning' END, name,
+       format('sessions begin with %s on the source and with %s on the target%s', quote_literal(value), quote_literal(reset_val),
+         CASE WHEN read_only THEN ': after a move they could not write' END),
        format('ALTER DATABASE %I SET %s TO %s on the target', datname, name, written)
-FROM setting JOIN pg_settings USING (name), here WHERE kind = 'default' AND reset_val IS DISTINCT FROM value
+FROM setting JOIN pg_settings USING (name), here, LATERAL (SELECT name = 'default_transaction_read_only' AND reset_val = 'on' AS read_only) o
+WHERE kind = 'default' AND reset_val IS DISTINCT FROM value
 UNION ALL
 SELECT 'warning', name, format('is %s on the source and only %s on the target', value, reset_val),
        format('ALTER SYSTEM SET %s = %s on the target; then restart the server', name, value)

@@ -24,6 +24,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::PgLsn;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -346,7 +347,13 @@ impl Target for PostgresTarget {
                 &[&self.spec.slot],
             )
             .await
-            .map_err(Error::database("read the checkpoint (is schema godwit installed?)"))?;
+            .map_err(|error| {
+                let is_missing = error.code().is_some_and(|code| {
+                    [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME].contains(code)
+                });
+                let hint = if is_missing { " (is schema godwit installed?)" } else { "" };
+                Error::database(format!("read the checkpoint{hint}"))(error)
+            })?;
         let mut resume = match row {
             None => Resume::default(),
             Some(row) => {
