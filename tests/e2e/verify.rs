@@ -8,7 +8,7 @@ use anyhow::Result;
 use godwit::controller::compare;
 use godwit_tests::postgres::{TestCluster, other_major};
 use godwit_tests::waiting::until;
-use replicator::verify::{begin_snapshot, buckets, differences, digest, digest_snapshot};
+use replicator::verify::{TableBuckets, begin_snapshot, buckets, differences, digest, digest_snapshot};
 
 const SCHEMA: &str = r#"
     CREATE TYPE mood AS ENUM ('sad', 'ok');
@@ -322,7 +322,7 @@ async fn a_table_that_is_emptied_when_half_of_it_is_read_is_lost() -> Result<()>
         let (read, emptied) = tokio::join!(buckets(&reader, None), empty());
         emptied?;
         let rows =
-            read?.iter().filter(|read| !other.contains(&read.table)).map(|read| read.rows()).sum::<u64>();
+            read?.iter().filter(|read| !other.contains(&read.table)).map(TableBuckets::rows).sum::<u64>();
         assert_eq!(rows, 1, "it is read as it became");
         service.batch_execute(&format!("TRUNCATE half, heap; {fill}")).await?;
     }

@@ -241,12 +241,12 @@ async fn a_stream_with_names_of_another_resource_is_refused_before_anybody_is_as
 
 /// Where nobody can be reached until a person has done something.
 #[derive(Default)]
-struct Unready(Mutex<Vec<tokio::time::Instant>>);
+struct Unready(Mutex<Vec<std::time::Instant>>);
 
 #[async_trait]
 impl Dial for Unready {
     async fn dial(&self) -> Result<Box<dyn Link>, Error> {
-        self.0.lock().expect("not poisoned").push(tokio::time::Instant::now());
+        self.0.lock().expect("not poisoned").push(crate::clock::now());
         Err(Error::Unready("the target lacks a column".into()))
     }
 }

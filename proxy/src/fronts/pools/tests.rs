@@ -132,7 +132,9 @@ fn what_was_under_way_at_an_endpoint_ejects_it_once() {
     let (rules, start) = (Ejection::default(), now());
     let others: Vec<_> = (2..=4).map(address).collect();
     let under_way: Vec<_> = (0..45).map(|_| active.pick(&others, start).unwrap()).collect();
-    under_way.iter().for_each(|pick| pick.failed(&rules, start));
+    for pick in &under_way {
+        pick.failed(&rules, start);
+    }
     let endpoint = under_way[0].endpoint();
     assert!(endpoint.is_ejected(start) && !endpoint.is_ejected(start + rules.time));
 }
