@@ -9,6 +9,7 @@ mod backlog;
 mod caches;
 mod change_streams;
 mod clients;
+mod commands;
 mod copying;
 mod cutover;
 mod demo;
