@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use godwit::controller::verification::{Standing, VerificationView};
 use godwit::controller::view::ResourceView;
 use godwit::demo::zone::{Playground, RESOURCE};
+use godwit_tests::waiting::until;
 use serde_json::Value;
 
 use crate::leader::{Leader, PATIENCE, PROGRAM, connect, load, options};
@@ -227,6 +228,7 @@ async fn a_table_that_differs_and_was_rotated_stands_in_the_way_until_it_is_copi
     let primary = owner(near).await?;
     primary.batch_execute("CREATE TABLE events (id int PRIMARY KEY); INSERT INTO events VALUES (1)").await?;
     let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
     followed(&mut leader).await?;
     let shadow = connect(far).await?;
     shadow.batch_execute("SET session_replication_role = replica; DELETE FROM events").await?;
@@ -237,12 +239,14 @@ async fn a_table_that_differs_and_was_rotated_stands_in_the_way_until_it_is_copi
         "BEGIN; ALTER TABLE events RENAME TO events_2026; CREATE TABLE events (id int PRIMARY KEY); COMMIT";
     primary.batch_execute(rotation).await?;
     leader.until("the old one does", |view| told(view, "events_2026") && !told(view, "events")).await?;
-    seed_anew(&leader, &["public.events"]).await?;
+    let again = async || Ok(seed_anew(&leader, &["public.events"]).await.is_ok());
+    until("the new one is there, and copied anew", again).await?;
     tokio::time::sleep(LOOKS * 3).await;
     let view: ResourceView = leader.client.fetch(&format!("/api/v1/resources/{RESOURCE}")).await?;
     ensure!(told(&view, "events_2026"), "that was the new one: {:#?}", view.problems);
     ensure!(leader.ask_to_migrate(&far.name).await.is_err(), "a row is missing");
-    seed_anew(&leader, &["public.events_2026"]).await?;
+    let again = async || Ok(seed_anew(&leader, &["public.events_2026"]).await.is_ok());
+    until("so is the old one", again).await?;
     leader.until("copied anew, it does not", |view| !told(view, "events_2026")).await?;
     followed(&mut leader).await?;
     let rows: i64 = shadow.query_one("SELECT count(*) FROM events_2026", &[]).await?.get(0);
