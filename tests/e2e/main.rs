@@ -52,6 +52,7 @@ mod reservations;
 mod retyped;
 mod schema;
 mod services;
+mod sessions;
 mod slots;
 mod soaks;
 mod source;

@@ -112,13 +112,7 @@ async fn a_bad_source_is_told_everything() -> Result<()> {
 
         expect(&found, Blocker, "half", "prepared transaction", "ROLLBACK PREPARED 'half'");
         expect(&found, Warning, "public.elsewhere", "foreign table", "");
-        expect(
-            &found,
-            Warning,
-            "public.audited.of",
-            "(oid): after a move those of large objects are the same",
-            "a name",
-        );
+        expect(&found, Warning, "public.audited.of", "those of large objects are the same", "a name");
         expect(&found, Warning, "public.audited.seen", "numbers of this server (xid8[])", "");
         expect(&found, Warning, "public.audited.at", "numbers of this server (DEFAULT txid_current())", "");
         assert!(
@@ -703,11 +697,7 @@ async fn libraries_and_versions_that_the_target_lacks_are_told() -> Result<()> {
     let [here, there] = [source.connect("shop").await?, target.connect("shop").await?];
     here.batch_execute("CREATE EXTENSION pg_stat_statements; CREATE EXTENSION hstore VERSION '1.4'").await?;
     there.batch_execute("CREATE EXTENSION pg_stat_statements VERSION '1.9'").await?;
-    // Of Godwit's own it does not matter.
-    here.batch_execute("CREATE EXTENSION pg_buffercache").await?;
-    there.batch_execute("CREATE EXTENSION pg_buffercache VERSION '1.2'").await?;
     let found = compare(&client, &empty).await?;
-    assert!(found.iter().all(|finding| !finding.subject.contains("pg_buffercache")), "{found:#?}");
     let update = "ALTER EXTENSION pg_stat_statements UPDATE TO '1.10' on the target";
     expect(&found, Warning, "extension pg_stat_statements", "of version 1.10 on the source", update);
     let shared = "shared_preload_libraries = pg_stat_statements, 'auto_explain'";
