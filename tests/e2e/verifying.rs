@@ -189,6 +189,7 @@ async fn a_table_that_differs_does_by_its_new_name_whoever_verifies_before_the_s
     primary.batch_execute(tables).await?;
     let mut leader = Leader::start(&playground, &[])?;
     leader.ready().await?;
+    followed(&mut leader).await?;
     let shadow = connect(far).await?;
     shadow.batch_execute("SET session_replication_role = replica; DELETE FROM renamed").await?;
     let (status, out, err) = godwit(&leader, &["--table", "renamed"]).await?;
