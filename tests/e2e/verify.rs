@@ -328,3 +328,43 @@ async fn a_table_that_is_emptied_when_half_of_it_is_read_is_lost() -> Result<()>
     }
     Ok(())
 }
+
+/// What is altered without being rewritten reads otherwise in the same snapshot: the text of its values, or the order in which it is walked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_whose_types_change_when_half_of_it_is_read_is_lost() -> Result<()> {
+    let cluster = TestCluster::start(15)?;
+    let schema = "CREATE TABLE moments (id int PRIMARY KEY, at timestamp); CREATE TABLE words (word text COLLATE \"C\" PRIMARY KEY);
+        INSERT INTO moments SELECT n, '2020-01-01'::timestamp FROM generate_series(1, 400000) n;
+        INSERT INTO words SELECT translate(n::text, '02468', 'abCDE') FROM generate_series(1, 400000) n";
+    let service = cluster.create_database("shop", schema).await?;
+    service.batch_execute("SET timezone = 'UTC'").await?;
+    let reader = cluster.connect("shop").await?;
+    let pid: i32 = reader.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
+    for (table, column, there, back) in [
+        ("moments", "at", "timestamptz", "timestamp"),
+        ("words", "word", "text COLLATE \"en-x-icu\"", "text COLLATE \"C\""),
+    ] {
+        let alter = async |kind: &str| -> Result<()> {
+            let reads = async || -> Result<bool> {
+                let sql = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 AND query ~ $2)";
+                let query = format!("FROM ONLY public.{table} WHERE .* <= ");
+                Ok(service.query_one(sql, &[&pid, &query]).await?.get(0))
+            };
+            until("its rows are being read", reads).await?;
+            service.batch_execute(&format!("ALTER TABLE {table} ALTER {column} TYPE {kind}")).await?;
+            Ok(())
+        };
+        begin_snapshot(&reader).await?;
+        let (read, altered) = tokio::join!(digest_snapshot(&reader), alter(there));
+        altered?;
+        let read = read?;
+        assert_eq!(read.lost, BTreeSet::from([format!("public.{table}")]));
+        assert_eq!(read.tables.len(), 1, "{read:?}");
+
+        let (read, altered) = tokio::join!(buckets(&reader, None), alter(back));
+        altered?;
+        let rows = read?.iter().map(TableBuckets::rows).sum::<u64>();
+        assert_eq!(rows, 800_000, "both are read whole");
+    }
+    Ok(())
+}

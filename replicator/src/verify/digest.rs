@@ -64,8 +64,8 @@ impl TableBuckets {
 pub struct SnapshotDigest {
     /// Every table that is still what it was, and large objects.
     pub tables: Vec<TableDigest>,
-    /// Tables that were dropped, emptied, renamed or rewritten since: the rows of then are not to be had. Under the names that they had and that
-    /// they have.
+    /// Tables that were dropped, emptied, renamed or rewritten since, or have another key or columns of other types: the rows of then are not to be
+    /// had. Under the names that they had and that they have.
     pub lost: BTreeSet<String>,
 }
 
@@ -112,6 +112,8 @@ struct Table {
     name: String,
     /// Quoted columns in name order, comma-separated.
     columns: String,
+    /// What tells the types that those of `x` have by now, likewise, and what the snapshot says of them.
+    types: (String, String),
     /// Primary key columns in key order: quoted name and type. Empty: no key.
     key: Vec<(String, String)>,
 }
@@ -202,9 +204,10 @@ pub fn differences(source: &[TableDigest], target: &[TableDigest]) -> Vec<String
         .collect()
 }
 
-/// Reads these tables, or up to the first that fails.
+/// Reads these tables, or up to the first that fails; and which of them have columns of other types by now.
 async fn read_into(
     read: &mut Vec<TableBuckets>,
+    altered: &mut BTreeSet<String>,
     client: &Client,
     tables: &[&Table],
     detail: Detail,
@@ -212,10 +215,12 @@ async fn read_into(
     // The server answers one after the other; nobody waits for the way there and back of each.
     let reads: Vec<_> = tables.iter().map(|table| read_table(client, table, detail).boxed()).collect();
     let mut reads = stream::iter(reads).buffered(AHEAD);
-    let mut failed = None;
+    let (mut failed, mut names) = (None, tables.iter().map(|table| &table.name));
     while let Some(table) = reads.next().await {
+        let name = names.next();
         match table {
-            Ok(table) => read.push(table),
+            Ok(Some(table)) => read.push(table),
+            Ok(None) => altered.extend(name.cloned()),
             // What was asked for after one that fails is refused, also for a table before that one: the one that failed by itself says why.
             Err(error) => {
                 let by_itself = error.sqlstate() != Some("25P02");
@@ -243,7 +248,7 @@ async fn read_what_is_left(
         let done: BTreeSet<&str> = read.iter().map(|table: &TableBuckets| table.table.as_str()).collect();
         let is_left = |table: &&Table| !done.contains(table.name.as_str()) && !gone.contains(&table.name);
         let left: Vec<&Table> = all.iter().filter(is_left).collect();
-        match read_into(&mut read, client, &left, detail).await {
+        match read_into(&mut read, &mut gone, client, &left, detail).await {
             Ok(()) => break,
             // Dropped, or it or another one of that name has other columns. The snapshot stays.
             Err(error) if error.sqlstate().is_some() => {
@@ -263,14 +268,16 @@ async fn read_what_is_left(
     Ok((read, gone))
 }
 
-/// The snapshot's tables that are not what they were, or have a column no more, and what those are called by now that are there. What functions tell of a table is
-/// of now, and what is selected is of the snapshot.
+/// The snapshot's tables that are not what they were, have a column no more, or another order of their keys, and what those are called by now that are
+/// there. What functions tell of a table is of now, and what is selected is of the snapshot.
 async fn lost(client: &Client) -> Result<Vec<String>, Error> {
     let sql = format!(
         "SELECT format('%I.%I', n.nspname, c.relname), \
            CASE WHEN pg_relation_filenode(c.oid) IS NOT NULL THEN c.oid::regclass::text END \
          FROM {TABLES} AND (to_regclass(format('%I.%I', n.nspname, c.relname)) IS DISTINCT FROM c.oid::regclass \
            OR pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode \
+           OR EXISTS (SELECT FROM pg_index i JOIN pg_class k ON k.oid = i.indexrelid \
+                      WHERE i.indrelid = c.oid AND i.indisprimary AND pg_relation_filenode(k.oid) IS DISTINCT FROM k.relfilenode) \
            OR EXISTS (SELECT FROM pg_attribute a, pg_identify_object('pg_class'::regclass, c.oid, a.attnum) o \
                       WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
                         AND o.identity IS DISTINCT FROM format('%I.%I.%I', n.nspname, c.relname, a.attname)))"
@@ -288,10 +295,13 @@ const TABLES: &str = "pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                       AND d.objid = c.oid AND d.deptype = 'e')";
 
 async fn tables(client: &Client) -> Result<Vec<Table>, Error> {
+    let of_columns = |what: &str| {
+        format!(
+            "(SELECT {what} FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)"
+        )
+    };
     let sql = format!(
-        "SELECT format('%I.%I', n.nspname, c.relname),
-           (SELECT string_agg(format('%I', a.attname), ', ' ORDER BY a.attname COLLATE \"C\") FROM pg_attribute a
-            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+        "SELECT format('%I.%I', n.nspname, c.relname), {}, {}, {},
            (SELECT json_agg(json_build_array(format('%I', a.attname), format_type(a.atttypid, a.atttypmod)) ORDER BY k.place)
             FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k (attnum, place)
             JOIN pg_attribute a ON a.attnum = k.attnum
@@ -301,16 +311,21 @@ async fn tables(client: &Client) -> Result<Vec<Table>, Error> {
             HAVING bool_and(EXISTS (SELECT FROM pg_type t WHERE t.oid = a.atttypid
               AND (t.typtype = 'e' OR t.typnamespace = 'pg_catalog'::regnamespace))))
          FROM {TABLES}
-         ORDER BY n.nspname COLLATE \"C\", c.relname COLLATE \"C\""
+         ORDER BY n.nspname COLLATE \"C\", c.relname COLLATE \"C\"",
+        of_columns("string_agg(format('%I', a.attname), ', ' ORDER BY a.attname COLLATE \"C\")"),
+        of_columns("string_agg(format('pg_typeof(x.%I)', a.attname), ', ' ORDER BY a.attname COLLATE \"C\")"),
+        of_columns("coalesce(array_agg(a.atttypid::regtype ORDER BY a.attname COLLATE \"C\"), '{}')::text"),
     );
     let answer = client.simple_query(&sql).await.map_err(refused("cannot list the tables"))?;
     rows(answer)
         .iter()
         .map(|row| {
-            let key = row.get(2).unwrap_or("[]");
+            let text = |at| row.get(at).unwrap_or_default().to_owned();
+            let key = row.get(4).unwrap_or("[]");
             Ok(Table {
-                name: row.get(0).unwrap_or_default().to_owned(),
-                columns: row.get(1).unwrap_or_default().to_owned(),
+                name: text(0),
+                columns: text(1),
+                types: (text(2), text(3)),
                 key: serde_json::from_str(key)
                     .map_err(|error| Error::Protocol(format!("primary key is not JSON: {error}")))?,
             })
@@ -319,8 +334,8 @@ async fn tables(client: &Client) -> Result<Vec<Table>, Error> {
 }
 
 /// Walks the primary key: finds the key `CHUNK_ROWS` further on, reads up to it, and so on to the end. Without one it walks the pages: what a
-/// snapshot shows stays where it is until the table is rewritten.
-async fn read_table(client: &Client, table: &Table, detail: Detail) -> Result<TableBuckets, Error> {
+/// snapshot shows stays where it is until the table is rewritten. None: its columns are of other types by now, and what they hold is told otherwise.
+async fn read_table(client: &Client, table: &Table, detail: Detail) -> Result<Option<TableBuckets>, Error> {
     let context = format!("cannot digest {}", table.name);
     let mut total = TableBuckets { table: table.name.clone(), sums: BTreeMap::new() };
     let mut after: Option<String> = None;
@@ -341,11 +356,14 @@ async fn read_table(client: &Client, table: &Table, detail: Detail) -> Result<Ta
             });
             let (bucket, rows, hash) =
                 parsed.ok_or_else(|| Error::Protocol(format!("{context}: what came back is no digest")))?;
+            if row.get(4) != Some(&table.types.1) {
+                return Ok(None);
+            }
             total.add(bucket, rows, hash);
         }
         match until {
             Some(key) => after = Some(key),
-            None => return Ok(total),
+            None => return Ok(Some(total)),
         }
     }
 }
@@ -412,10 +430,14 @@ fn digest_sql(table: &Table, after: Option<&str>, until: Option<&str>, detail: D
         format!("mod(mod({sum}, {modulus}) + {modulus}, {modulus})")
     };
     format!(
-        "SELECT {bucket}, count(*), {}, {} FROM (SELECT md5(convert_to(ROW({})::text, 'UTF8')) AS h FROM ONLY {} {bounds}) \
+        "SELECT {bucket}, count(*), {}, {}, \
+           (SELECT ARRAY[{}]::regtype[]::text FROM (SELECT) o LEFT JOIN (SELECT * FROM ONLY {} LIMIT 0) x ON true) \
+         FROM (SELECT md5(convert_to(ROW({})::text, 'UTF8')) AS h FROM ONLY {} {bounds}) \
          AS hashed GROUP BY 1",
         half(1),
         half(17),
+        table.types.0,
+        table.name,
         table.columns,
         table.name,
     )
