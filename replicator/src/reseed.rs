@@ -55,17 +55,11 @@ pub async fn empty(source: &Client, target: &Client, what: &Reseed<'_>) -> Resul
     Ok(rows(answer).last().and_then(|row| row.get(0)) == Some("true"))
 }
 
-/// Whether a database holds tables that are not Godwit's: it was not emptied, or not to the end.
-pub async fn has_tables(target: &Client) -> Result<bool, Error> {
-    let sql = "SELECT EXISTS (SELECT FROM godwit.user_tables())";
-    Ok(target.query_one(sql, &[]).await.map_err(refused("look for tables"))?.get(0))
-}
-
 /// Whether emptying a database for `stream` broke off: its fence stays until nothing is left, and no copy has begun.
 pub async fn broke_off(target: &Client, resource: &str, stream: &str) -> Result<bool, Error> {
     let sql = "SELECT EXISTS (SELECT FROM godwit.epoch WHERE resource = $1 AND fenced) \
         AND EXISTS (SELECT FROM godwit.progress WHERE stream = $2 AND NOT copied) \
-        AND NOT EXISTS (SELECT FROM godwit.copying WHERE stream = $2) AND EXISTS (SELECT FROM godwit.user_tables())";
+        AND NOT EXISTS (SELECT FROM godwit.copying WHERE stream = $2)";
     let row = target.query_one(sql, &[&resource, &stream]).await;
     Ok(row.map_err(refused("look whether it was emptied"))?.get(0))
 }

@@ -154,9 +154,8 @@ impl Streams {
         let epoch = fence::state(target, self.resource()).await.map_err(chain)?;
         match copied {
             Some(true) => Ok(true),
-            // Emptying it broke off: its fence stays until nothing is left.
-            Some(false) => Ok(epoch.is_some_and(|epoch| epoch.fenced && epoch.generation <= generation.0)
-                && reseed::has_tables(target).await.map_err(chain)?),
+            Some(false) => Ok(epoch.is_some_and(|epoch| epoch.generation <= generation.0)
+                && reseed::broke_off(target, self.resource(), &name).await.map_err(chain)?),
             // The old primary of the cutover that committed this generation, and the way back to it is lost.
             None => Ok(epoch.is_some_and(|epoch| epoch.is_left_by(generation.0))),
         }

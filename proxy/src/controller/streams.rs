@@ -329,8 +329,9 @@ impl Streams {
         if copied == Some(true) {
             return Ok(());
         }
-        // A slot that is there says that the stream begins, and nobody would go on with that.
+        // A slot that is there says that the stream begins, and nobody would go on with that: an older version made one.
         if reseed::broke_off(&to, &self.resource, &name).await.map_err(chain)? {
+            slot::drop_slot(&from, &name).await.map_err(chain)?;
             return Err(super::seeding::half_emptied(&self.resource));
         }
         // Whatever was known of the rows of another shadow is not known of this one.
