@@ -573,13 +573,13 @@ async fn a_value_is_written_by_its_new_name_at_once() -> Result<()> {
     let playground = following().await?;
     let [near, far] = &playground.zones;
     let primary = owner(near).await?;
-    primary
-        .batch_execute(
-            "CREATE TYPE mood AS ENUM ('glad', 'sad'); CREATE TABLE moods (id int PRIMARY KEY, feels mood)",
-        )
-        .await?;
+    let moods =
+        "CREATE TYPE mood AS ENUM ('glad', 'sad'); CREATE TABLE moods (id int PRIMARY KEY, feels mood)";
+    primary.batch_execute(moods).await?;
     let mut leader = Leader::start(&playground, &[])?;
     leader.ready().await?;
+    // It is known which value is which.
+    followed(&mut leader).await?;
     let shadow = owner(far).await?;
     // Those from before and after may come as one group.
     let mut all = String::new();
