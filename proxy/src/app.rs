@@ -347,7 +347,11 @@ async fn measure_fronts(changes: Arc<Changes>) {
 /// Who may use the admin listener.
 fn identities(config: &Config) -> Result<Arc<Identities>> {
     let admin = &config.node.admin;
-    let tokens = Arc::new(Tokens::open(&config.node.state)?);
+    let tokens = Arc::new(Tokens::open_to_read(&config.node.state)?);
+    if let Err(error) = tokens.writable() {
+        // A node that does not start is worse than a token that cannot be taken back.
+        tracing::error!(%error, "tokens can neither be made nor taken back");
+    }
     let secure = admin.tls.is_some();
     let oidc = admin.oidc.clone().map(|rules| Oidc::new(rules, config.node.egress.clone()));
     let identities = Identities::new(tokens, admin.clients.clone(), admin.required, secure);

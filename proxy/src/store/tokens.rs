@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use migration::units::Timestamp;
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -153,28 +153,56 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Opens or creates `tokens.db` in `directory`. What root creates there belongs to the directory's owner.
+    /// Opens or creates `tokens.db` in `directory`, to make and take back tokens. What root creates there belongs to the directory's owner.
     ///
     /// # Errors
-    /// It cannot be read, or not written: then no token could be taken back.
+    /// It cannot be read, or not written.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        let tokens = Self::open_to_read(directory)?;
+        tokens.writable()?;
+        Ok(tokens)
+    }
+
+    /// The same for a node: the tokens in a file that it cannot write ([`Self::writable`]) count.
+    ///
+    /// # Errors
+    /// It cannot be read, or is not there and cannot be made.
+    pub fn open_to_read(directory: &Path) -> Result<Self, StoreError> {
+        Self::open_with(directory, OpenFlags::default())
+    }
+
+    fn open_with(directory: &Path, flags: OpenFlags) -> Result<Self, StoreError> {
         let of_directory = |source| StoreError::Directory { path: directory.to_owned(), source };
         std::fs::create_dir_all(directory).map_err(of_directory)?;
         let path = directory.join("tokens.db");
         create(directory, &path).map_err(of_directory)?;
         let of_database = |source| StoreError::Database { path: path.clone(), source };
-        let connection = Connection::open(&path).map_err(of_database)?;
-        if connection.is_readonly("main").map_err(of_database)? {
-            return Err(read_only(directory, path));
-        }
-        let prepare = || -> rusqlite::Result<()> {
+        let connection = Connection::open_with_flags(&path, flags).map_err(of_database)?;
+        let prepare = || -> rusqlite::Result<bool> {
             connection.busy_timeout(Duration::from_secs(5))?;
+            if connection.is_readonly("main")? {
+                return connection.table_exists(None, "token");
+            }
             connection.pragma_update(None, "journal_mode", "WAL")?;
             connection.pragma_update(None, "synchronous", "FULL")?;
-            connection.execute_batch(SCHEMA)
+            connection.execute_batch(SCHEMA)?;
+            Ok(true)
         };
-        prepare().map_err(of_database)?;
+        if !prepare().map_err(of_database)? {
+            return Err(read_only(path));
+        }
         Ok(Self { path, connection: Mutex::new(connection) })
+    }
+
+    /// Whether tokens can be made and taken back.
+    ///
+    /// # Errors
+    /// The file could not be written when it was opened; what to do about that.
+    pub fn writable(&self) -> Result<(), StoreError> {
+        if self.with(|connection| connection.is_readonly("main"))? {
+            return Err(read_only(self.path.clone()));
+        }
+        Ok(())
     }
 
     fn with<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
@@ -184,6 +212,7 @@ impl Tokens {
 
     /// Makes a token.
     pub fn create(&self, new: NewToken, by: &str, now: Timestamp) -> Result<Issued, StoreError> {
+        self.writable()?;
         let id = crate::rng::id();
         let token = format!("{PREFIX}{id}_{}", crate::rng::secret());
         let view = TokenView {
@@ -238,6 +267,7 @@ impl Tokens {
     /// Takes a token back; false: there is none of this id, or it was revoked before.
     pub fn revoke(&self, id: &str, by: &str, now: Timestamp) -> Result<bool, StoreError> {
         let sql = "UPDATE token SET revoked_ms = ?2, revoked_by = ?3 WHERE id = ?1 AND revoked_ms IS NULL";
+        self.writable()?;
         Ok(self.with(|connection| connection.execute(sql, params![id, now.0, by]))? > 0)
     }
 
@@ -279,10 +309,15 @@ fn create(directory: &Path, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn read_only(directory: &Path, path: PathBuf) -> StoreError {
+fn read_only(path: PathBuf) -> StoreError {
     let user = rustix::process::geteuid().as_raw();
     match std::fs::metadata(&path) {
-        Ok(file) => StoreError::ReadOnly { path, directory: directory.to_owned(), owner: file.uid(), user },
+        Ok(file) => StoreError::ReadOnly {
+            directory: path.parent().unwrap_or(&path).to_owned(),
+            path,
+            owner: file.uid(),
+            user,
+        },
         Err(source) => StoreError::Directory { path, source },
     }
 }
@@ -377,6 +412,32 @@ mod tests {
             owners.push((file.uid(), file.gid()));
         }
         assert_eq!(owners, [(65_534, 65_533); 3], "the database, its log, its shared memory");
+    }
+
+    #[test]
+    fn tokens_in_a_file_that_a_node_cannot_write_count_and_cannot_be_taken_back() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let command = Tokens::open(directory.path()).expect("open");
+        let issued = command.create(new("ann", None), "root", Timestamp(0)).expect("create");
+        drop(command);
+        // As of another user's file: root, who may run this, can write any.
+        let node = Tokens::open_with(directory.path(), OpenFlags::SQLITE_OPEN_READ_ONLY).expect("it is read");
+        let counts = || node.authenticate(&issued.token, Timestamp(1)).expect("read").is_ok();
+        assert!(counts());
+        let refused = [
+            node.writable().err(),
+            node.create(new("ci", None), "ann", Timestamp(1)).err(),
+            node.revoke(&issued.view.id, "ann", Timestamp(1)).err(),
+        ];
+        for error in refused {
+            let said = error.map(|error| error.to_string()).unwrap_or_default();
+            assert!(said.contains("tokens.db cannot be written: it belongs to user "), "{said}");
+        }
+        assert!(counts() && node.list().expect("list").len() == 1);
+
+        let empty = tempfile::tempdir().expect("temporary directory");
+        let none = Tokens::open_with(empty.path(), OpenFlags::SQLITE_OPEN_READ_ONLY).err();
+        assert!(matches!(none, Some(StoreError::ReadOnly { .. })), "{none:?}");
     }
 
     #[test]
