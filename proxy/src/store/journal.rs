@@ -36,20 +36,19 @@ pub enum StoreError {
         /// Why.
         source: std::io::Error,
     },
-    /// It is another user's.
+    /// It is another user's, or may not be written.
     #[error(
-        "state database {path} cannot be written: it belongs to user {owner}, and this process is of user {user}; \
-         `chown --reference={directory} {path}*` as root gives it to the owner of its directory"
+        "state database {path} cannot be written: it belongs to user {owner}, and this process is of user {user}; {advice}"
     )]
     ReadOnly {
         /// The file.
         path: PathBuf,
-        /// The directory that it is in.
-        directory: PathBuf,
         /// The number of the user whose it is.
         owner: u32,
         /// The number of this process' user.
         user: u32,
+        /// What to do about it.
+        advice: String,
     },
     /// Another process has it.
     #[error("state database {path} is in use: another godwit runs on this state directory")]

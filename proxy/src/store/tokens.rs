@@ -312,13 +312,27 @@ fn create(directory: &Path, path: &Path) -> io::Result<()> {
 fn read_only(path: PathBuf) -> StoreError {
     let user = rustix::process::geteuid().as_raw();
     match std::fs::metadata(&path) {
-        Ok(file) => StoreError::ReadOnly {
-            directory: path.parent().unwrap_or(&path).to_owned(),
-            path,
-            owner: file.uid(),
-            user,
-        },
+        Ok(file) => {
+            let advice = advice(&path, file.uid() == user, file.mode() & 0o200 != 0);
+            StoreError::ReadOnly { path, owner: file.uid(), user, advice }
+        }
         Err(source) => StoreError::Directory { path, source },
+    }
+}
+
+/// What to do about a file that was opened and cannot be written, by whether it is this user's and its owner may write it.
+fn advice(path: &Path, own: bool, writable: bool) -> String {
+    let (directory, path) = (path.parent().unwrap_or(path).display(), path.display());
+    match (own, writable) {
+        (false, _) => format!(
+            "`chown --reference={directory} {path}*` as root gives it to the owner of its directory; a node is to be started again then"
+        ),
+        (true, false) => {
+            format!("`chmod u+w {path}*` lets it be written; a node is to be started again then")
+        }
+        (true, true) => "its file system is read-only, or was when the file was opened, or the file was another one's then: \
+                         a node is to be started again once it can be written"
+            .to_owned(),
     }
 }
 
@@ -438,6 +452,16 @@ mod tests {
         let empty = tempfile::tempdir().expect("temporary directory");
         let none = Tokens::open_with(empty.path(), OpenFlags::SQLITE_OPEN_READ_ONLY).err();
         assert!(matches!(none, Some(StoreError::ReadOnly { .. })), "{none:?}");
+    }
+
+    #[test]
+    fn what_to_do_about_a_file_that_cannot_be_written_fits_whose_it_is() {
+        let path = Path::new("/state/tokens.db");
+        let first = |own, writable| advice(path, own, writable).split(' ').next().map(str::to_owned);
+        let advised =
+            [(false, true), (false, false), (true, false), (true, true)].map(|(own, w)| first(own, w));
+        assert_eq!(advised.map(Option::unwrap_or_default), ["`chown", "`chown", "`chmod", "its"]);
+        assert!(advice(path, false, true).contains("`chown --reference=/state /state/tokens.db*`"));
     }
 
     #[test]
