@@ -33,6 +33,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use crate::cli::check;
 use crate::fronts::sockets::Sockets;
 use crate::leading::Anew;
 
@@ -117,6 +118,7 @@ impl Upgrade {
             .arg(&self.configuration)
             // It asks no node, and that of a file that is gone would be no word about the configuration.
             .env_remove("GODWIT_TOKEN_FILE")
+            .env(check::STARTS, "1")
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output()

@@ -60,6 +60,23 @@ fn the_file_of_a_token_is_no_matter_of_a_command_that_asks_no_node() -> Result<(
     Ok(())
 }
 
+/// The program that is replaced asks its successor so: without its certificates that would end, and the service with it.
+#[test]
+fn certificates_of_the_link_that_cannot_be_read_are_refused_where_a_node_is_to_start() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let config = folder.path().join("godwit.yaml");
+    std::fs::create_dir(folder.path().join("policies"))?;
+    std::fs::write(folder.path().join("policies/p.yaml"), "mode: observe\n")?;
+    let link = "state: state, link: { listen: 127.0.0.1:9443, tls: { cert: a.pem, key: a.key, ca: ca.pem } }";
+    std::fs::write(&config, CONFIG.replace("state: state", link))?;
+    let (code, text) = said(Command::new(PROGRAM).arg("check").arg(&config))?;
+    ensure!(code == Some(0) && text.contains("warning: node.link.tls.cert"), "{text}");
+    let asked = [("GODWIT_CHECK_STARTS", "1")];
+    let (code, text) = said(Command::new(PROGRAM).arg("check").arg(&config).envs(asked))?;
+    ensure!(code == Some(3) && text.contains("warning: node.link.tls.cert"), "{text}");
+    Ok(())
+}
+
 #[test]
 fn a_token_that_root_makes_can_be_taken_back_by_the_user_of_the_node() -> Result<()> {
     let folder = tempfile::tempdir()?;

@@ -24,14 +24,21 @@ pub enum Format {
 
 /// Exit status of an invalid configuration.
 const INVALID: u8 = 3;
+/// Environment variable that is set where a node is to start here with the configuration: what is only warned of elsewhere makes it invalid. No option,
+/// which an older program would refuse.
+pub const STARTS: &str = "GODWIT_CHECK_STARTS";
 
 /// Checks `path` and prints the answer: exit status 0, or 3 when the configuration is invalid.
 ///
 /// In a table, problems go to standard error, where warnings go always.
 pub fn run(path: &Path, format: Format) -> ExitCode {
     let loaded = loaded(path);
-    for warning in loaded.as_ref().map(unreadable).unwrap_or_default() {
+    let warnings = loaded.as_ref().map(unreadable).unwrap_or_default();
+    for warning in &warnings {
         eprintln!("godwit: warning: {warning}");
+    }
+    if !warnings.is_empty() && std::env::var_os(STARTS).is_some() {
+        return ExitCode::from(INVALID);
     }
     print(answer(path, &loaded, format), format)
 }
