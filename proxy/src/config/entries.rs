@@ -1,7 +1,8 @@
 //! What was written, key by key, each with where it stands: for `godwit config show` and `diff`.
 //!
 //! Secrets are not in these files, only where they are; values that may hold one all the same are left out. Of a file that is refused, for a
-//! secret that somebody wrote into it or for a misspelt key, nothing but the keys is told.
+//! secret that somebody wrote into it or for a misspelt key, the keys are told, and what is wrong: that quotes values, but none with a password in
+//! a URL or a connection string.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -3,6 +3,8 @@
 use std::cell::RefCell;
 use std::fmt;
 
+use crate::audit::entry::holds_password;
+
 /// A place in a file; both numbers start at 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Position {
@@ -14,7 +16,7 @@ impl Position {
     pub(super) const START: Self = Self { line: 1, column: 1 };
 }
 
-/// One thing that is wrong. Its text never holds a secret.
+/// One thing that is wrong. Its text holds no password as a URL or a connection string has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The file, as the caller named it.
@@ -121,9 +123,22 @@ impl Report {
             line: at.line,
             column: at.column,
             key: one_line(&key.into()),
-            what: one_line(&what.into()),
+            what: one_line(&without_password(what.into())),
             right: one_line(&right.into()),
         });
+    }
+}
+
+/// Values are quoted, and somebody may have written a password into one.
+fn without_password(what: String) -> String {
+    let in_url = what.split_once("://").is_some_and(|(_, rest)| rest.contains('@'));
+    if !in_url && !holds_password(&what) {
+        return what;
+    }
+    // A value may have such marks itself: nothing between the first one and the last is shown.
+    match (what.split_once('`'), what.rsplit_once('`')) {
+        (Some((before, _)), Some((_, after))) => format!("{before}`…`{after}"),
+        _ => "…".to_owned(),
     }
 }
 
@@ -184,7 +199,7 @@ fn distance(a: &str, b: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::{distance, suggest};
+    use super::{distance, suggest, without_password};
 
     #[test]
     fn close_words_are_suggested() {
@@ -193,5 +208,19 @@ mod tests {
         assert_eq!(distance("", "ab"), 2);
         assert_eq!(suggest("max_hodl", ["max_lag", "max_hold"]), "did you mean `max_hold`?");
         assert_eq!(suggest("xyz", ["a", "b"]), "known here: a, b");
+    }
+
+    #[test]
+    fn a_value_with_a_password_is_not_quoted() {
+        let shown = |text: &str| without_password(text.to_owned());
+        for value in
+            ["http://u:hunter2@h:1", "http://u:hunter 2@h", "http://u:hun`ter2@h", "host=h password=hunter2"]
+        {
+            assert_eq!(shown(&format!("`{value}` is not an endpoint")), "`…` is not an endpoint");
+            assert_eq!(shown(&format!("is no text: {value}")), "…");
+        }
+        for text in ["`http://h:1` is not an endpoint", "there is no zone `password`", "is missing"] {
+            assert_eq!(shown(text), text);
+        }
     }
 }

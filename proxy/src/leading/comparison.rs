@@ -169,7 +169,7 @@ mod tests {
         let file = folder.path().join("godwit.yaml");
         crate::config::samples::write(folder.path(), crate::config::samples::ORDERS);
         let comparison = Comparison::new(file.clone(), Arc::new(OverlayFile::open(folder.path()).unwrap()));
-        let text = crate::config::samples::ORDERS.to_owned()
+        let text = crate::config::samples::ORDERS.replace("127.0.0.1:2", "http://svc:hunter2@10.0.0.5:8000")
             + "drivers: { a: { exec: { argv: [x], pasword: hunter3, password: hunter4 } },\n  \
                b: { webhook: { url: 'https://u:hunter7@x.example/', secret: hunter9 } } }\ndsn: postgres://u:hunter2@h/db\n";
         std::fs::write(&file, text).unwrap();
@@ -177,6 +177,7 @@ mod tests {
         let told = serde_json::to_string(&*view).unwrap();
         assert!(view.invalid.is_some() && !told.contains("hunter"), "{told}");
         assert!(view.differences.iter().any(|one| one.key == "drivers.a.exec.pasword"), "{told}");
+        assert!(view.invalid.as_ref().is_some_and(|why| why.contains("`…` is not an endpoint")), "{told}");
     }
 
     #[test]
