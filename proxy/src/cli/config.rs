@@ -74,8 +74,13 @@ fn compared(differences: &[Difference]) -> String {
         };
         let how = effect(&one.key, one.live);
         if one.secret {
-            said +=
-                &format!("{}  {} has another secret  # {how}; {}\n", one.key, text(&one.written), one.origin);
+            // What else is not shown need be no secret: the query of a URL, say.
+            let what = if one.key.ends_with(".file") {
+                "has another secret"
+            } else {
+                "is another one, in what is not shown"
+            };
+            said += &format!("{}  {} {what}  # {how}; {}\n", one.key, text(&one.written), one.origin);
             continue;
         }
         said += &format!(
@@ -131,4 +136,31 @@ fn reloaded(done: &Reloaded) -> String {
         text += "nothing has changed\n";
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_another_secret_is_called_one() {
+        let of = |key: &str, value: &str| Difference {
+            key: key.to_owned(),
+            parts: Vec::new(),
+            running: Some(value.into()),
+            written: Some(value.into()),
+            origin: "godwit.yaml:1:1".to_owned(),
+            live: false,
+            secret: true,
+        };
+        let text = compared(&[of("feeds.a.bearer.file", "key"), of("feeds.a.url", "https://x.example/?…")]);
+        let lines: Vec<&str> = text.lines().collect();
+        let rest = "# needs a restart; godwit.yaml:1:1";
+        assert_eq!(lines[0], format!("feeds.a.bearer.file  \"key\" has another secret  {rest}"));
+        assert_eq!(
+            lines[1],
+            format!("feeds.a.url  \"https://x.example/?…\" is another one, in what is not shown  {rest}")
+        );
+        assert_eq!(lines.len(), 2);
+    }
 }
