@@ -121,7 +121,7 @@ struct Table {
 /// Digests every user table as of one moment, in a transaction of its own: [`begin_snapshot`], then [`digest_snapshot`].
 ///
 /// The snapshot holds back vacuum for as long as it takes. Use a connection of its own: when the future is dropped midway,
-/// the connection is left inside that transaction. No table is locked for longer than a query of some ten thousand rows. What is dropped,
+/// the connection is left inside that transaction. No table is locked for longer than a query of 50,000 rows, or of 8 MiB without a key. What is dropped,
 /// emptied or rewritten meanwhile is left out.
 pub async fn digest(client: &Client) -> Result<Vec<TableDigest>, Error> {
     begin_snapshot(client).await?;
