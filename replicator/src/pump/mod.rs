@@ -12,7 +12,7 @@ mod transport;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -183,6 +183,7 @@ pub async fn serve_link(
                 Box::pin(run_end(&answer.end, &hello.spec, joined, &answer.status, &answer.cancel)),
                 &answer.status,
                 true,
+                true,
             )
             .await
         }
@@ -195,7 +196,8 @@ pub async fn serve_link(
 }
 
 /// Keeps a stream alive: dials, runs, and after an error dials again, more slowly each time, until told to stop. So it does where the error waits for a
-/// person: what is mended within a moment, as a schema that follows by itself, is not waited for much longer, and commits may wait for the stream.
+/// person: what is mended within a moment, as a schema that follows by itself, is not waited for much longer, and commits may wait for the stream. The same
+/// failure counts once in 5 s then, as at the slowest pace.
 ///
 /// Ends by itself only when fenced ([`ErrorKind::Never`]).
 pub async fn maintain(
@@ -221,6 +223,7 @@ async fn keep_alive(
     cancel: &CancellationToken,
 ) -> Result<(), Error> {
     let mut wait = BACKOFF.0;
+    let mut counted: Option<((Cause, String), Instant)> = None;
     loop {
         let began = crate::clock::now();
         let attempt = async { start(end, spec, dial.dial().await?, status, cancel).await };
@@ -229,11 +232,32 @@ async fn keep_alive(
             result = attempt => result,
         };
         let never = matches!(&result, Err(error) if error.kind() == ErrorKind::Never);
-        let result = run_and_tell(async { result }, status, !never).await;
+        // Tried often, what waits for a person fails often: it is one failure, and no alert's business before it has lasted.
+        let repeated = match &result {
+            Err(error) if error.kind() == ErrorKind::Operator => {
+                let (failure, now) = ((error.cause(), chain(error)), crate::clock::now());
+                let repeated = counted
+                    .as_ref()
+                    .is_some_and(|(before, at)| *before == failure && now.duration_since(*at) < BACKOFF.1);
+                if !repeated {
+                    counted = Some((failure, now));
+                }
+                repeated
+            }
+            _ => false,
+        };
+        let result = run_and_tell(async { result }, status, !never, !repeated).await;
         match result {
             Ok(()) if cancel.is_cancelled() => return Ok(()),
             Err(error) if never => return Err(error),
             Ok(()) => {}
+            Err(error) if repeated => {
+                tracing::debug!(
+                    stream = spec.slot,
+                    error = explained(&error),
+                    "stream broke for the same reason"
+                );
+            }
             Err(error) => {
                 tracing::warn!(
                     stream = spec.slot,
@@ -261,6 +285,7 @@ async fn run_and_tell(
     run: impl Future<Output = Result<(), Error>>,
     status: &watch::Sender<StreamStatus>,
     retrying: bool,
+    counted: bool,
 ) -> Result<(), Error> {
     let result = run.await;
     status.send_modify(|status| {
@@ -268,7 +293,7 @@ async fn run_and_tell(
         status.phase = match &result {
             Ok(()) => Phase::Stopped,
             Err(error) => {
-                *status.failures.entry(error.cause()).or_default() += 1;
+                *status.failures.entry(error.cause()).or_default() += u64::from(counted);
                 Phase::Failed { error: explained(error), retrying }
             }
         };

@@ -261,6 +261,9 @@ async fn what_waits_for_a_person_is_tried_again_soon_and_then_seldom() {
     let tried = dial.0.into_inner().expect("not poisoned");
     let pauses = tried.windows(2).map(|two| (two[1] - two[0]).as_millis()).collect::<Vec<_>>();
     assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+    let failures = status.borrow().failures.clone();
+    let counted = std::collections::BTreeMap::from([(crate::error::Cause::Unready, 4)]);
+    assert_eq!(failures, counted, "at 0, 6.3, 11.3 and 16.3 s: what is mended soon is one failure");
 }
 
 /// A server that shuts down asks for the same position until it is durable.
