@@ -143,18 +143,24 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     let leaving = CancellationToken::new();
     let mut lead = None;
 
+    // Ended at the last moment, it is ended.
+    let terminated = async { tokio::time::timeout(Duration::ZERO, terminate.recv()).await.is_ok() };
     let mut holder = None;
     if let Some(mut election) = Election::of(&config)? {
         let heard = (&mut heard, &*upgrade, &mut hang_up);
         let standing = standing::until_it_leads(&mut election, &belongings, state.clone(), &sockets, heard);
         if !runtime.block_on(standing)? {
-            if upgrade.begun() {
+            if upgrade.begun() && !runtime.block_on(terminated) {
                 // Its zone's half of a stream ends with a word to the other one.
                 stop.cancel();
                 tasks.close();
                 runtime.block_on(ended(&tasks, &history, &audit));
                 let sockets = sockets.handed_over().context("the sockets cannot be handed over")?;
                 return Err(upgrade.execute(sockets)).context("the next program cannot be executed");
+            }
+            if upgrade.begun() {
+                // No next program has what it was about to take.
+                runtime.block_on(election.resign());
             }
             tracing::info!("godwit ends");
             runtime.block_on(written_down(&audit));
@@ -289,8 +295,6 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         let error = upgrade.execute(upgrade::nothing_handed_over()?);
         return Err(error).context("the program cannot be executed anew");
     }
-    // Ended at the last moment, it is ended.
-    let terminated = async { tokio::time::timeout(Duration::ZERO, terminate.recv()).await.is_ok() };
     if upgrade.begun() && !runtime.block_on(terminated) {
         if let Some(traces) = &traces {
             traces.end(LAST_WRITE);
