@@ -172,7 +172,8 @@ pub(super) async fn until_it_leads(
     if leads {
         metrics::leads(true);
         tracing::info!("this node leads");
-    } else {
+    } else if !upgrade.begun() {
+        // The next program has the same name: a lease that this one was about to take is its own.
         election.resign().await;
     }
     Ok(leads)
