@@ -160,6 +160,8 @@ pub struct Heard {
     terminate: Signal,
     interrupt: Signal,
     quit: Signal,
+    /// SIGQUIT has come, and nothing has followed from it yet.
+    asked: bool,
 }
 
 impl Heard {
@@ -167,19 +169,22 @@ impl Heard {
     pub fn begin() -> io::Result<Self> {
         let [terminate, interrupt, quit] =
             [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::quit()].map(signal);
-        Ok(Self { terminate: terminate?, interrupt: interrupt?, quit: quit? })
+        Ok(Self { terminate: terminate?, interrupt: interrupt?, quit: quit?, asked: false })
     }
 
     /// Waits until a process that serves nobody is to end: for the next program ([`Upgrade::begun`]) at SIGQUIT, where that accepts the configuration.
     pub async fn end(&mut self, upgrade: &Upgrade) {
-        let Self { terminate, interrupt, quit } = self;
+        let Self { terminate, interrupt, quit, asked } = self;
         let replaced = async {
             loop {
                 quit.recv().await;
+                // Should this node lead before the answer is there, it is replaced as one that does.
+                *asked = true;
                 match upgrade.accepts().await {
                     Ok(()) => return,
                     Err(why) => tracing::warn!(%why, "the program is not replaced now"),
                 }
+                *asked = false;
             }
         };
         let signal = tokio::select! {
@@ -276,14 +281,16 @@ fn interrupted() -> ShutdownSignal {
 impl ShutdownSignalWatch for Signals {
     async fn recv(&self) -> ShutdownSignal {
         let mut heard = self.heard.lock().await;
-        let Heard { terminate, interrupt, quit } = &mut *heard;
+        let Heard { terminate, interrupt, quit, asked } = &mut *heard;
         loop {
-            tokio::select! {
-                _ = terminate.recv() => return self.leave(),
-                _ = interrupt.recv() => return interrupted(),
-                // Whoever is connected here had better be somewhere else.
-                () = self.anew.begun() => return ShutdownSignal::FastShutdown,
-                _ = quit.recv() => {}
+            if !std::mem::take(asked) {
+                tokio::select! {
+                    _ = terminate.recv() => return self.leave(),
+                    _ = interrupt.recv() => return interrupted(),
+                    // Whoever is connected here had better be somewhere else.
+                    () = self.anew.begun() => return ShutdownSignal::FastShutdown,
+                    _ = quit.recv() => {}
+                }
             }
             tokio::select! {
                 _ = terminate.recv() => return self.leave(),
@@ -296,5 +303,58 @@ impl ShutdownSignalWatch for Signals {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::sync::atomic::AtomicU32;
+
+    use super::*;
+
+    /// A node in the middle of a move; how often it was asked.
+    #[derive(Default)]
+    struct Moving(AtomicU32);
+
+    #[async_trait]
+    impl Node for Moving {
+        fn refuses(&self) -> Option<String> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Some("orders is being moved".into())
+        }
+
+        async fn accepts(&self) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn announce(&self, _: bool) {}
+
+        async fn settle(&self) {}
+
+        fn in_flight(&self) -> usize {
+            0
+        }
+    }
+
+    #[tokio::test]
+    async fn who_leads_while_the_next_program_looks_at_the_configuration_is_still_to_be_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("godwit");
+        std::fs::write(&program, "#!/bin/sh\nexec sleep 60\n").unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let upgrade = Arc::new(Upgrade { program, ..Upgrade::new("godwit.yaml".into()).unwrap() });
+        let mut heard = Heard::begin().unwrap();
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::QUIT).unwrap();
+        let leads = tokio::time::timeout(Duration::from_secs(1), heard.end(&upgrade)).await;
+        assert!(leads.is_err() && heard.asked, "it has not answered yet");
+
+        let node = Arc::new(Moving::default());
+        let (sockets, anew) = (Arc::new(Sockets::default()), Arc::new(Anew::default()));
+        let signals = Signals::new(&upgrade, &sockets, node.clone(), heard, &anew, CancellationToken::new());
+        let ended = tokio::time::timeout(Duration::from_millis(100), signals.recv()).await;
+        assert!(ended.is_err(), "refused");
+        assert_eq!(node.0.load(Ordering::Relaxed), 1, "once");
     }
 }
