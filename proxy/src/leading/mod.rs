@@ -146,6 +146,9 @@ fn lead(config: &Config, resource: &Resource, journal: &Journal) -> Result<Begun
             if replaced.is_some() {
                 journal.append(&state, "ShadowReplaced", now, None)?;
             }
+            if !ends_others {
+                journal.end_unknown(&state, now)?;
+            }
             state
         }
         (None, None) => {

@@ -22,6 +22,9 @@ const WORTH: &str = "ledger";
 const LOST: &str = "the node that led was lost";
 /// What it came to where it was committed: nobody compares both sides at its end marker any more.
 const LOST_IN_SOAK: &str = "the node that led was lost before the old primary was retired";
+/// The same of those that this node began, and the journal's newest state has no more.
+const UNKNOWN: &str = "the program that ran meanwhile did not know it";
+const UNKNOWN_IN_SOAK: &str = "the program that ran meanwhile did not know that the old primary soaked";
 
 /// A table of the store.
 struct Table {
@@ -212,6 +215,20 @@ impl Journal {
     /// # Errors
     /// [`StoreError::Database`].
     pub fn end_others(&self, state: &State, now: Timestamp) -> Result<(), StoreError> {
+        self.end_runs(state, now, [LOST, LOST_IN_SOAK])?;
+        let sql = "DELETE FROM placed WHERE resource = ?1";
+        self.connection().execute(sql, [&state.resource]).map(drop).map_err(self.database())
+    }
+
+    /// Ends the runs of a resource that this state, the journal's newest, does not have: an earlier program leaves out of it what it does not know.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub fn end_unknown(&self, state: &State, now: Timestamp) -> Result<(), StoreError> {
+        self.end_runs(state, now, [UNKNOWN, UNKNOWN_IN_SOAK])
+    }
+
+    fn end_runs(&self, state: &State, now: Timestamp, [lost, in_soak]: [&str; 2]) -> Result<(), StoreError> {
         let own = state.run.as_ref().map(|run| run.id.as_str());
         let soaking = state.soaking.as_ref().map(|soak| soak.run.id.as_str());
         let sql = "UPDATE run SET ended_ms = ?4, outcome = CASE WHEN generation > ?2 THEN 'aborted' \
@@ -219,14 +236,8 @@ impl Journal {
                      reason = CASE WHEN generation > ?2 THEN ?5 \
                      WHEN generation = ?2 AND (committed_ms IS NULL OR fence IS NOT NULL) THEN ?6 END \
                    WHERE resource = ?1 AND outcome IS NULL AND id IS NOT ?3 AND id IS NOT ?7";
-        let write = || {
-            let connection = self.connection();
-            let (resource, generation) = (&state.resource, state.generation.0);
-            connection
-                .execute(sql, params![resource, generation, own, now.0, LOST, LOST_IN_SOAK, soaking])?;
-            connection.execute("DELETE FROM placed WHERE resource = ?1", [&state.resource]).map(drop)
-        };
-        write().map_err(self.database())
+        let values = params![state.resource, state.generation.0, own, now.0, lost, in_soak, soaking];
+        self.connection().execute(sql, values).map(drop).map_err(self.database())
     }
 
     /// Why the move that left the shadow of this state has not retired it, if the node that led was lost before that.
@@ -412,6 +423,23 @@ mod tests {
         journal.end_others(&State { soaking, ..state }, Timestamp(20)).unwrap();
         let open = |id: &str| journal.run(id).unwrap().unwrap().outcome.is_none();
         assert_eq!(["m0", "m1", "m2"].map(open), [false, true, true]);
+    }
+
+    /// Its next state, and all after that, are without it.
+    #[test]
+    fn a_soak_that_an_earlier_program_left_out_of_the_state_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = Journal::open(directory.path()).unwrap();
+        begun(&journal, "m1");
+        journal.connection().execute("UPDATE run SET committed_ms = 11, fence = 5", []).unwrap();
+        let begun = begun(&journal, "m2");
+        let state = State { generation: Generation(2), soaking: None, ..begun };
+        journal.end_unknown(&state, Timestamp(20)).unwrap();
+        let run = |id: &str| journal.run(id).unwrap().unwrap();
+        let (soaked, under_way) = (run("m1"), run("m2"));
+        assert_eq!(soaked.outcome.as_deref(), Some("superseded"));
+        assert_eq!(soaked.reason.as_deref(), Some(UNKNOWN_IN_SOAK));
+        assert_eq!(under_way.outcome, None, "it is the state's own");
     }
 
     /// Committed and not retired, or not in the journal of the next leader as that; undone; and one of before.
