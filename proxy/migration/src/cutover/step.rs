@@ -425,7 +425,8 @@ fn undo(state: &State, event: &Event, now: Timestamp) -> Next {
             // The old primary of the move before was not to be scaled down yet.
             state.run = Some(soak.run);
             let (mut next, mut effects) = enter(state, Phase::Soaking, now);
-            next.since = soak.since.min(now);
+            // Not the same moment: what a driver was asked for in the soak before is done, and is to be asked for anew.
+            next.since = soak.since.after(Duration::from_millis(1)).min(now);
             effects.insert(0, close);
             effects.push(drop_slot);
             Some((next, effects))
