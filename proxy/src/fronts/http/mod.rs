@@ -267,7 +267,8 @@ impl ProxyHttp for HttpFront {
         if breaks
             && let Some((front, pick)) = exchange.front.as_ref().zip(exchange.pick.as_ref())
             && let Some(rules) = &front.settings.ejection
-            && !client_reused
+            // One that was kept may have ended by itself; it keeps nobody waiting by itself.
+            && (!client_reused || fault == Fault::TimedOut)
         {
             pick.failed(rules, now());
         }
