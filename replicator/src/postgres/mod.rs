@@ -53,7 +53,7 @@ const OPTIONS: &str = "\
 /// `connect_timeout` of `dsn` counts, 10 s otherwise, and bounds the whole of it, the server's answers included: a path that
 /// swallows everything must not hang the caller. TLS is as [`Dsn::tls`] says, never less.
 pub async fn connect(dsn: &Dsn, application_name: &str) -> Result<Client, Error> {
-    Ok(driven(connect_apart(dsn, application_name).await?))
+    Ok(driven(apart(dsn, application_name, WRITES, Some(UNHEARD)).await?))
 }
 
 /// The same for who sends more than the server takes in while it executes a statement, which may last as long as it likes. That the server has fallen
@@ -140,9 +140,9 @@ fn driven((client, driver): (Client, Driver)) -> Client {
 /// Drives a connection until its client is gone and the last answer is there.
 pub type Driver = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>> + Send>>;
 
-/// The same for callers that drive the connection themselves, and can so end it while the server owes an answer.
+/// The same for callers that drive the connection themselves, and can so end it while the server owes an answer; and who may write where any client may.
 pub async fn connect_apart(dsn: &Dsn, application_name: &str) -> Result<(Client, Driver), Error> {
-    apart(dsn, application_name, WRITES, Some(UNHEARD)).await
+    apart(dsn, application_name, "", Some(UNHEARD)).await
 }
 
 /// The same for who gives up after `limit`: the server would go on with what it was asked, since it does not see that nobody waits.
