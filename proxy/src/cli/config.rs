@@ -75,7 +75,7 @@ fn compared(differences: &[Difference]) -> String {
         let how = effect(&one.key, one.live);
         if one.secret {
             // What else is not shown need be no secret: the query of a URL, say.
-            let what = if one.key.ends_with(".file") {
+            let what = if one.key.rsplit('.').next() == Some("file") {
                 "has another secret"
             } else {
                 "is another one, in what is not shown"
