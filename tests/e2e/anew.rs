@@ -174,10 +174,11 @@ async fn a_shadow_whose_emptying_broke_off_is_emptied_and_copied_by_itself() -> 
     })
     .await?;
     // An older version made the slot, which is there still.
-    let tables = "DO $$BEGIN EXECUTE (SELECT 'DROP TABLE ' || string_agg(id::regclass::text, ', ') || ' CASCADE' FROM godwit.user_tables()); END$$;
-        CREATE FUNCTION left_over() RETURNS int LANGUAGE sql AS 'SELECT 1'";
+    let tables = "DO $$BEGIN EXECUTE (SELECT 'DROP TABLE ' || string_agg(id::regclass::text, ', ') || ' CASCADE' FROM godwit.user_tables()); END$$";
     shadow.batch_execute(emptied).await?;
     shadow.batch_execute(tables).await?;
+    let function = "CREATE FUNCTION left_over() RETURNS int LANGUAGE sql AS 'SELECT 1'";
+    owner(far).await?.batch_execute(function).await?;
     let mut leader = Leader::start(&playground, &[])?;
     leader.ready().await?;
     let left: bool = shadow.query_one("SELECT to_regproc('left_over') IS NOT NULL", &[]).await?.get(0);
