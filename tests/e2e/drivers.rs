@@ -642,15 +642,18 @@ async fn an_old_primary_soaks_on_where_the_way_back_is_undone() -> Result<()> {
     client.send(&freeze, &json!({ "why": "a release" })).await?;
     std::fs::remove_file(&hold)?;
     let goes_on = |view: &ResourceView| {
-        let soak = view.soak.as_ref().is_some_and(|soak| soak.until_ms == until_ms);
+        // It is told from the soak before.
+        let soak = view.soak.as_ref().is_some_and(|soak| soak.until_ms == until_ms + 1);
         soak && view.migration.as_deref() == Some(&*run)
     };
     until(&mut node, &client, RESOURCE, "the soak goes on", goes_on).await?;
     ensure!(migration(&back).await?["state"] == "aborted", "{:#}", migration(&back).await?);
     let run = migration(&run).await?;
     ensure!((&run["state"], &run["ended_ms"]) == (&json!("soaking"), &Value::Null), "{run:#}");
-    // It has had time to ask for fewer.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // Fewer would have been asked for by then.
+    let seen = fleet.asked("status").len();
+    let looked = async || Ok(fleet.asked("status").len() >= seen + 2);
+    godwit_tests::waiting::until("the driver is asked how it is", looked).await?;
     let asked = fleet.scaled().split_off(asked);
     ensure!(asked.iter().all(|workers| *workers == 2), "scaled down: {asked:?}");
     Ok(())
