@@ -137,7 +137,11 @@ fn without_password(what: String) -> String {
     }
     // A value may have such marks itself: nothing between the first one and the last is shown.
     match (what.split_once('`'), what.rsplit_once('`')) {
-        (Some((before, _)), Some((_, after))) if !before.contains("://") && !after.contains('@') => {
+        (Some((before, _)), Some((_, after)))
+            if !before.contains("://")
+                && !after.contains('@')
+                && ![before, after].into_iter().any(holds_password) =>
+        {
             format!("{before}`…`{after}")
         }
         _ => "…".to_owned(),

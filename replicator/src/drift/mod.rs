@@ -257,7 +257,7 @@ async fn of(client: &Client, queries: &[&str]) -> Result<Fingerprint, Error> {
     let alike = alike.join("; ");
     let queries: Vec<_> = queries.iter().map(|query| query.trim_end()).collect();
     let sql = format!(
-        "BEGIN READ ONLY; {alike}; {}; COMMIT; \
+        "SET TRANSACTION READ ONLY; {alike}; {}; \
          SELECT current_setting('server_version_num'), quote_ident(current_user)",
         queries.join("; ")
     )
@@ -270,8 +270,6 @@ async fn of(client: &Client, queries: &[&str]) -> Result<Fingerprint, Error> {
     let answer = loop {
         let answer = client.simple_query(&sql).await;
         let Err(error) = &answer else { break answer };
-        // An error leaves the transaction open.
-        let _ = client.batch_execute("ROLLBACK").await;
         if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) {
             continue;
         }
