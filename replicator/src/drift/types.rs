@@ -6,6 +6,7 @@ use super::columns::{self, Step};
 use super::{Mend, When};
 use crate::error::Error;
 use crate::fence::refused;
+use crate::schema::statements::{listed, outside};
 
 /// What a domain's definition begins with, as `around.sql` words it; the rest is like a column's.
 const DOMAIN: &str = "domain over ";
@@ -48,33 +49,14 @@ pub(super) fn parts(definition: &str) -> Vec<&str> {
 
 /// Attributes of a composite type, each with its name and its type.
 fn attributes(definition: &str) -> Option<Vec<(&str, &str)>> {
-    let list = definition.strip_prefix('(')?.strip_suffix(')')?;
-    let (mut all, mut begin, mut quoted, mut depth) = (Vec::new(), 0, false, 0_u32);
-    // Modifiers of types have commas, quoted names may have anything.
-    for (at, byte) in list.bytes().enumerate() {
-        match byte {
-            b'"' => quoted = !quoted,
-            b'(' if !quoted => depth += 1,
-            b')' if !quoted => depth = depth.saturating_sub(1),
-            b',' if !quoted && depth == 0 => {
-                all.push(&list[begin..at]);
-                begin = at + 1;
-            }
-            _ => {}
-        }
-    }
-    all.push(&list[begin..]);
-    all.into_iter().map(|attribute| named(attribute.trim_start())).collect()
+    let (all, _) = listed(definition.strip_prefix('(')?)?;
+    all.into_iter().map(named).collect()
 }
 
 /// Name and type.
 fn named(attribute: &str) -> Option<(&str, &str)> {
-    let mut quoted = false;
-    let space = attribute.char_indices().find(|(_, character)| {
-        quoted ^= *character == '"';
-        *character == ' ' && !quoted
-    })?;
-    Some((&attribute[..space.0], &attribute[space.0 + 1..]))
+    let space = outside(attribute, " ")?;
+    Some((&attribute[..space], &attribute[space + 1..]))
 }
 
 /// What makes the type `wanted` of the one that is `there`, the first step of it; and when.

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 
-use super::statements::{Piece, identifier, outside, pieces, qualified, quoted};
+use super::statements::{Piece, identifier, listed, outside, pieces, qualified};
 use crate::postgres::{block, quote_literal};
 
 /// Settings in a dump's head that are the loading session's own business; `transaction_timeout` is unknown before 17.
@@ -258,33 +258,6 @@ fn without_table_not_null(sql: &str) -> Option<String> {
         text.push_str(&format!(";\nALTER TABLE ONLY {name} ALTER COLUMN {column} SET NOT NULL"));
     }
     Some(text)
-}
-
-/// The entries of a list that is open, and what is behind its bracket.
-fn listed(text: &str) -> Option<(Vec<&str>, &str)> {
-    let bytes = text.as_bytes();
-    let (mut all, mut start, mut at, mut depth) = (Vec::new(), 0, 0, 0usize);
-    while at < bytes.len() {
-        match bytes[at] {
-            quote @ (b'\'' | b'"') => {
-                at += quoted(&bytes[at..], quote, false);
-                continue;
-            }
-            b'(' | b'[' => depth += 1,
-            b')' if depth == 0 => {
-                all.push(text[start..at].trim());
-                return Some((all, &text[at + 1..]));
-            }
-            b')' | b']' => depth = depth.checked_sub(1)?,
-            b',' if depth == 0 => {
-                all.push(text[start..at].trim());
-                start = at + 1;
-            }
-            _ => {}
-        }
-        at += 1;
-    }
-    None
 }
 
 /// The column of `NOT NULL "column"` or `CONSTRAINT name NOT NULL "column"`.

@@ -153,6 +153,33 @@ pub(crate) fn outside(text: &str, words: &str) -> Option<usize> {
     None
 }
 
+/// The entries of a list that is open, between commas outside of quotes and brackets, and what is behind its own bracket.
+pub(crate) fn listed(text: &str) -> Option<(Vec<&str>, &str)> {
+    let bytes = text.as_bytes();
+    let (mut all, mut start, mut at, mut depth) = (Vec::new(), 0, 0, 0usize);
+    while at < bytes.len() {
+        match bytes[at] {
+            quote @ (b'\'' | b'"') => {
+                at += quoted(&bytes[at..], quote, false);
+                continue;
+            }
+            b'(' | b'[' => depth += 1,
+            b')' if depth == 0 => {
+                all.push(text[start..at].trim());
+                return Some((all, &text[at + 1..]));
+            }
+            b')' | b']' => depth = depth.checked_sub(1)?,
+            b',' if depth == 0 => {
+                all.push(text[start..at].trim());
+                start = at + 1;
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    None
+}
+
 /// Whether the byte before `at` is part of a word.
 pub(crate) fn in_word(bytes: &[u8], at: usize) -> bool {
     at > 0 && (bytes[at - 1].is_ascii_alphanumeric() || bytes[at - 1] == b'_' || bytes[at - 1] >= 0x80)
