@@ -4,6 +4,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 use crate::error::Error;
 use crate::fence::{literal, sql_generation};
+use crate::postgres::block;
 
 /// From where to where something is carried beside the stream of a generation.
 #[derive(Clone, Copy, Debug)]
@@ -23,12 +24,13 @@ impl Sides<'_> {
     /// fails. So nothing that comes late writes where a primary is.
     pub(crate) fn guard_sql(self) -> Result<String, Error> {
         let (resource, generation) = (literal(self.resource), sql_generation(self.generation)?);
-        Ok(format!(
-            "SET LOCAL synchronous_commit = local; DO $godwit$ BEGIN \
+        let guard = format!(
+            "BEGIN \
              PERFORM FROM godwit.epoch WHERE resource = {resource} AND generation = {generation} AND fenced FOR SHARE; \
              IF NOT FOUND THEN RAISE EXCEPTION 'the database is not the shadow of generation {generation}' USING ERRCODE = 'ZG002'; END IF; \
-             END $godwit$;\n"
-        ))
+             END"
+        );
+        Ok(format!("SET LOCAL synchronous_commit = local; {};\n", block(&guard)))
     }
 }
 

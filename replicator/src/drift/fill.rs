@@ -552,16 +552,16 @@ async fn published(
     reader.batch_execute(&begin).await?;
     let [main, critical] = [Lane::Main, Lane::Critical].map(|lane| lane.publication_name(sides.resource));
     let publish = format!(
-        "DO $godwit$ DECLARE added text; BEGIN \
+        "DECLARE added text; BEGIN \
            SELECT pg_catalog.string_agg('ONLY ' || one, ', ') INTO added FROM unnest(current_setting('godwit.locked')::text[]) one \
            WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
              WHERE p.pubname IN ({}, {}) AND r.prrelid = pg_catalog.to_regclass(one)); \
-         IF added IS NOT NULL THEN EXECUTE {} || added; END IF; END $godwit$; COMMIT",
+         IF added IS NOT NULL THEN EXECUTE {} || added; END IF; END",
         quote_literal(&main),
         quote_literal(&critical),
         quote_literal(&format!("ALTER PUBLICATION {} ADD TABLE ", quote_ident(&main)))
     );
-    source.batch_execute(&publish).await?;
+    source.batch_execute(&format!("{}; COMMIT", block(&publish))).await?;
     Ok((position, locked))
 }
 
