@@ -179,13 +179,10 @@ pub async fn serve_link(
         Ok((answer, agreed)) => {
             joined.say(&Frame::Welcome(agreed)).await?;
             joined.framing.agree(agreed)?;
-            run_and_tell(
-                Box::pin(run_end(&answer.end, &hello.spec, joined, &answer.status, &answer.cancel)),
-                &answer.status,
-                true,
-                true,
-            )
-            .await
+            let end = Box::pin(run_end(&answer.end, &hello.spec, joined, &answer.status, &answer.cancel));
+            let result = end.await;
+            tell(&result, &answer.status, Told { retrying: true, counted: true });
+            result
         }
         Err(reason) => {
             joined.say(&Frame::Refuse { reason: reason.clone() }).await?;
@@ -246,7 +243,7 @@ async fn keep_alive(
             }
             _ => false,
         };
-        let result = run_and_tell(async { result }, status, !never, !repeated).await;
+        tell(&result, status, Told { retrying: !never, counted: !repeated });
         match result {
             Ok(()) if cancel.is_cancelled() => return Ok(()),
             Err(error) if never => return Err(error),
@@ -281,16 +278,19 @@ async fn keep_alive(
     }
 }
 
-async fn run_and_tell(
-    run: impl Future<Output = Result<(), Error>>,
-    status: &watch::Sender<StreamStatus>,
+/// What a failure is told as.
+struct Told {
+    /// It will be tried again.
     retrying: bool,
+    /// It is one more of its cause.
     counted: bool,
-) -> Result<(), Error> {
-    let result = run.await;
+}
+
+/// How a half of a stream has ended.
+fn tell(result: &Result<(), Error>, status: &watch::Sender<StreamStatus>, Told { retrying, counted }: Told) {
     status.send_modify(|status| {
         status.open = OpenWork::default();
-        status.phase = match &result {
+        status.phase = match result {
             Ok(()) => Phase::Stopped,
             Err(error) => {
                 *status.failures.entry(error.cause()).or_default() += u64::from(counted);
@@ -298,7 +298,6 @@ async fn run_and_tell(
             }
         };
     });
-    result
 }
 
 /// The error, and what to do about it where it does not say so itself.
