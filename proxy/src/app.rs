@@ -37,7 +37,7 @@ use crate::fronts::http::{ServerSettings, server, service};
 use crate::fronts::latencies::Recorder;
 use crate::fronts::postgres;
 use crate::fronts::routes::{Routes, report};
-use crate::fronts::sockets::Kept;
+use crate::fronts::sockets::{Kept, Sockets};
 use crate::history::{self, History};
 use crate::leading::changes::Changes;
 use crate::leading::comparison::Comparison;
@@ -155,8 +155,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
                 stop.cancel();
                 tasks.close();
                 runtime.block_on(ended(&tasks, &history, &audit));
-                let sockets = sockets.handed_over().context("the sockets cannot be handed over")?;
-                return Err(upgrade.execute(sockets)).context("the next program cannot be executed");
+                return succeeded(&upgrade, &sockets);
             }
             if upgrade.begun() {
                 // No next program has what it was about to take.
@@ -300,8 +299,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
             traces.end(LAST_WRITE);
         }
         groups::end_all();
-        let error = upgrade.execute(sockets.handed_over().context("the sockets cannot be handed over")?);
-        return Err(error).context("the next program cannot be executed");
+        return succeeded(&upgrade, &sockets);
     }
     tracing::info!("godwit ends");
     notify::tell(notify::State::Stopping);
@@ -316,6 +314,12 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     groups::end_all();
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(())
+}
+
+/// This process becomes the next program, which has the sockets; comes back only where it cannot.
+fn succeeded(upgrade: &Upgrade, sockets: &Sockets) -> Result<()> {
+    let sockets = sockets.handed_over().context("the sockets cannot be handed over")?;
+    Err(upgrade.execute(sockets)).context("the next program cannot be executed")
 }
 
 /// Tells the service manager once every front takes connections: pingora opens them on its own threads.

@@ -9,6 +9,7 @@ use godwit::controller::view::ResourceView;
 use godwit::demo::zone::{Playground, RESOURCE};
 use godwit_tests::waiting::until;
 use serde_json::Value;
+use tokio_postgres::Client;
 
 use crate::leader::{Leader, PATIENCE, PROGRAM, connect, load, options};
 use crate::schema::{followed, owner, replicated, seed_anew, sync};
@@ -146,6 +147,19 @@ fn told(view: &ResourceView, table: &str) -> bool {
         .any(|line| line.starts_with(&format!("not migratable: public.{table}: godwit verify")))
 }
 
+/// These tables lose their rows on the shadow, and a verification finds that.
+async fn found_to_differ(leader: &mut Leader<'_>, shadow: &Client, tables: &[&str]) -> Result<()> {
+    shadow.batch_execute("SET session_replication_role = replica").await?;
+    for table in tables {
+        shadow.batch_execute(&format!("DELETE FROM {table}")).await?;
+    }
+    let arguments: Vec<&str> = tables.iter().flat_map(|table| ["--table", table]).collect();
+    let (status, out, err) = godwit(leader, &arguments).await?;
+    ensure!(status.code() == Some(6), "{status} {out} {err}");
+    let all = |view: &ResourceView| tables.iter().all(|table| told(view, table));
+    leader.until("they stand in the way", all).await.map(drop)
+}
+
 /// Nobody could copy it anew.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_differed_and_is_gone_stops_no_move() -> Result<()> {
@@ -159,12 +173,7 @@ async fn a_table_that_differed_and_is_gone_stops_no_move() -> Result<()> {
     leader.ready().await?;
     followed(&mut leader).await?;
     let shadow = connect(far).await?;
-    shadow
-        .batch_execute("SET session_replication_role = replica; DELETE FROM dropped; DELETE FROM renamed")
-        .await?;
-    let (status, out, err) = godwit(&leader, &["--table", "dropped", "--table", "renamed"]).await?;
-    ensure!(status.code() == Some(6), "{status} {out} {err}");
-    leader.until("they stand in the way", |view| told(view, "dropped") && told(view, "renamed")).await?;
+    found_to_differ(&mut leader, &shadow, &["dropped", "renamed"]).await?;
     primary.batch_execute("DROP TABLE dropped; ALTER TABLE renamed RENAME TO other").await?;
     let view = leader
         .until("only the one that is left does", |view| !told(view, "dropped") && told(view, "other"))
@@ -191,10 +200,7 @@ async fn a_table_that_differs_does_by_its_new_name_whoever_verifies_before_the_s
     leader.ready().await?;
     followed(&mut leader).await?;
     let shadow = connect(far).await?;
-    shadow.batch_execute("SET session_replication_role = replica; DELETE FROM renamed").await?;
-    let (status, out, err) = godwit(&leader, &["--table", "renamed"]).await?;
-    ensure!(status.code() == Some(6), "{status} {out} {err}");
-    leader.until("it stands in the way", |view| told(view, "renamed")).await?;
+    found_to_differ(&mut leader, &shadow, &["renamed"]).await?;
     primary.batch_execute("ALTER TABLE renamed RENAME TO other").await?;
     let (status, out, err) = godwit(&leader, &["--table", "others"]).await?;
     ensure!(status.success(), "{status} {out} {err}");
@@ -232,10 +238,7 @@ async fn a_table_that_differs_and_was_rotated_stands_in_the_way_until_it_is_copi
     leader.ready().await?;
     followed(&mut leader).await?;
     let shadow = connect(far).await?;
-    shadow.batch_execute("SET session_replication_role = replica; DELETE FROM events").await?;
-    let (status, out, err) = godwit(&leader, &["--table", "events"]).await?;
-    ensure!(status.code() == Some(6), "{status} {out} {err}");
-    leader.until("it stands in the way", |view| told(view, "events")).await?;
+    found_to_differ(&mut leader, &shadow, &["events"]).await?;
     let rotation =
         "BEGIN; ALTER TABLE events RENAME TO events_2026; CREATE TABLE events (id int PRIMARY KEY); COMMIT";
     primary.batch_execute(rotation).await?;

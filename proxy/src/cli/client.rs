@@ -47,10 +47,10 @@ impl Client {
         Self { address: format!("{scheme}{address}"), token: OnceLock::new(), token_file: None, ca: None }
     }
 
-    /// Shows this token.
+    /// Shows this token, without the blanks around it; an empty one is none.
     #[must_use]
     pub fn with_token(self, token: Option<String>) -> Self {
-        Self { token: OnceLock::from(token), ..self }
+        Self { token: OnceLock::from(token.as_deref().and_then(shown)), ..self }
     }
 
     /// Shows the token in this file, which is read with the first request: who asks nothing needs none.
@@ -224,12 +224,11 @@ impl Client {
             return Ok(known.as_deref());
         }
         let read = match &self.token_file {
-            Some(path) => Some(std::fs::read_to_string(path).with_context(|| {
+            Some(path) => shown(&std::fs::read_to_string(path).with_context(|| {
                 format!("cannot read {} (--token-file, GODWIT_TOKEN_FILE)", path.display())
             })?),
             None => None,
         };
-        let read = read.map(|text| text.trim().to_owned()).filter(|token| !token.is_empty());
         Ok(self.token.get_or_init(|| read).as_deref())
     }
 
@@ -251,6 +250,11 @@ impl Client {
         let tls = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
         Ok(HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build())
     }
+}
+
+/// The token in this text.
+fn shown(text: &str) -> Option<String> {
+    Some(text.trim().to_owned()).filter(|token| !token.is_empty())
 }
 
 /// The path of a resource, whatever somebody calls it.

@@ -435,8 +435,7 @@ fn client(arguments: &Arguments) -> client::Client {
     if let Some(path) = &arguments.token_file {
         return client.with_token_file(path.clone());
     }
-    let token = std::env::var("GODWIT_TOKEN").ok().map(|token| token.trim().to_owned());
-    client.with_token(token.filter(|token| !token.is_empty()))
+    client.with_token(std::env::var("GODWIT_TOKEN").ok())
 }
 
 fn duration(text: &str) -> Result<std::time::Duration, String> {

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use tokio_postgres::Client;
 
-use super::{Difference, Fingerprint, Mend, When, columns, is_prepared, is_typed};
+use super::{Difference, Fingerprint, Mend, When, are_typed, columns, is_prepared};
 use crate::error::Error;
 use crate::fence::refused;
 use crate::postgres::quote_ident;
@@ -322,7 +322,7 @@ impl Sides<'_> {
         let (word, part) = self.words(table);
         let called = part.to_lowercase();
         let anew = || if word == "TABLE" { Mend::Anew(table.to_owned()) } else { Mend::Person(None) };
-        let typed = is_typed(self.source, table) && is_typed(self.shadow, table);
+        let typed = are_typed([self.source, self.shadow], table);
         for (key @ (_, column), number) in columns {
             match self.name_there(*number) {
                 Some((_, name)) if name != column => {

@@ -369,7 +369,7 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
     let told = |key: &Key| {
         key.0 == "enum value" && told.contains(&(key.1.clone(), key.2.clone())) || told_too.contains(key)
     };
-    let typed = |table: &str| is_typed(source, table) && is_typed(shadow, table);
+    let typed = |table: &str| are_typed([source, shadow], table);
     // A column of the table that is only on the shadow, is not known, and may be this one by another name.
     let other_name = |table: &String, shape: &Shape| {
         let kind = |shape: &Shape| columns::kind(&shape.definition).map(str::to_owned);
@@ -528,9 +528,10 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
     found
 }
 
-/// Whether a table is one of a composite type.
-fn is_typed(side: &Fingerprint, table: &str) -> bool {
-    side.things.contains_key(&(ROW_TYPE.to_owned(), table.to_owned(), String::new()))
+/// Whether a table is one of a composite type, on both sides.
+fn are_typed(sides: [&Fingerprint; 2], table: &str) -> bool {
+    let key = (ROW_TYPE.to_owned(), table.to_owned(), String::new());
+    sides.iter().all(|side| side.things.contains_key(&key))
 }
 
 fn published<'a>(side: &'a Fingerprint, table: &str) -> Option<&'a str> {

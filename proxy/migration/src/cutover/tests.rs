@@ -69,13 +69,9 @@ fn every_event() -> Vec<Event> {
     ]
 }
 
-/// The straight road, one event after the other; the state after each.
-fn road() -> Vec<State> {
-    let first = State::first("orders", "a".into(), "b".into(), START);
-    let events = [
-        Event::ShadowEnabled,
-        Event::StreamUp,
-        migrate("m1", "b"),
+/// What follows on the request for a move: the fence is up with the sixth, and it is committed with the last.
+fn to_the_commit() -> [Event; 9] {
+    [
         Event::ShadowScaled,
         Event::ReverseSlotMade,
         Event::GuardsPassed,
@@ -85,6 +81,14 @@ fn road() -> Vec<State> {
         Event::MarkerApplied,
         Event::SequencesSet,
         Event::ReverseSlotMade,
+    ]
+}
+
+/// The straight road, one event after the other; the state after each.
+fn road() -> Vec<State> {
+    let first = State::first("orders", "a".into(), "b".into(), START);
+    let begin = [Event::ShadowEnabled, Event::StreamUp, migrate("m1", "b")];
+    let end = [
         Event::FenceLifted,
         Event::PoolSwapped,
         Event::GateOpened,
@@ -93,7 +97,7 @@ fn road() -> Vec<State> {
         Event::Compared { equal: true },
     ];
     let mut states = vec![first];
-    for event in events {
+    for event in begin.into_iter().chain(to_the_commit()).chain(end) {
         let (next, _) = step(states.last().expect("not empty"), event, START).expect("the straight road");
         states.push(next);
     }
@@ -253,17 +257,8 @@ fn closed(effects: &[Effect]) -> Vec<(&str, &'static str)> {
 fn a_way_back_that_is_undone_leaves_the_old_primary_as_it_soaked() {
     let soaking = road().into_iter().find(|state| state.phase == Phase::Soaking).expect("on the road");
     let refused = [Event::ShadowScaled, Event::GuardsFailed { why: "lag".into() }, Event::GateOpened];
-    let fenced = [
-        Event::ShadowScaled,
-        Event::ReverseSlotMade,
-        Event::GuardsPassed,
-        Event::GateClosed,
-        Event::DrainFinished,
-        Event::FenceUp { marker: Position(9) },
-        Event::AbortRequested { by: "ann".into() },
-        Event::FenceLifted,
-        Event::GateOpened,
-    ];
+    let undone = [Event::AbortRequested { by: "ann".into() }, Event::FenceLifted, Event::GateOpened];
+    let fenced = [&to_the_commit()[..6], &undone].concat();
     for events in [&refused[..], &fenced] {
         let (state, effects) = way_back(events);
         let since = soaking.since.after(Duration::from_millis(1));
@@ -278,17 +273,7 @@ fn a_way_back_that_is_undone_leaves_the_old_primary_as_it_soaked() {
 
 #[test]
 fn a_way_back_supersedes_with_its_commit() {
-    let there = [
-        Event::ShadowScaled,
-        Event::ReverseSlotMade,
-        Event::GuardsPassed,
-        Event::GateClosed,
-        Event::DrainFinished,
-        Event::FenceUp { marker: Position(9) },
-        Event::MarkerApplied,
-        Event::SequencesSet,
-        Event::ReverseSlotMade,
-    ];
+    let there = to_the_commit();
     let (state, effects) = way_back(&there);
     assert_eq!((state.phase, closed(&effects)), (Phase::Committed, vec![("m1", "superseded")]));
     assert_eq!(closed(&way_back(&there[..8]).1), [], "it may still be undone");

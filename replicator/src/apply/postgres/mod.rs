@@ -24,7 +24,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio_postgres::Client;
-use tokio_postgres::error::SqlState;
 use tokio_postgres::types::PgLsn;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -39,6 +38,7 @@ use super::window::Window;
 use crate::change::{Change, LargeHeader, Transaction};
 use crate::drift::fill;
 use crate::error::{Cause, Error, ErrorKind, chain};
+use crate::fence::not_installed;
 use crate::identity::SourceId;
 use crate::lsn::Lsn;
 use crate::postgres::connection::settings_sql;
@@ -348,10 +348,7 @@ impl Target for PostgresTarget {
             )
             .await
             .map_err(|error| {
-                let is_missing = error.code().is_some_and(|code| {
-                    [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME].contains(code)
-                });
-                let hint = if is_missing { " (is schema godwit installed?)" } else { "" };
+                let hint = if not_installed(&error) { " (is schema godwit installed?)" } else { "" };
                 Error::database(format!("read the checkpoint{hint}"))(error)
             })?;
         let mut resume = match row {
