@@ -515,6 +515,8 @@ async fn triggers_and_rules_for_replicas_see_every_change() -> Result<()> {
              CREATE TRIGGER b AFTER INSERT OR UPDATE OR DELETE ON plain FOR EACH ROW EXECUTE FUNCTION note();
              CREATE TRIGGER c AFTER INSERT OR UPDATE OR DELETE ON plain FOR EACH ROW EXECUTE FUNCTION note();
              ALTER TABLE plain ENABLE ALWAYS TRIGGER b; ALTER TABLE plain ENABLE REPLICA TRIGGER c;
+             CREATE TRIGGER d AFTER INSERT OR UPDATE OR DELETE ON always FOR EACH ROW EXECUTE FUNCTION note();
+             ALTER TABLE always ENABLE ALWAYS TRIGGER d;
              CREATE RULE none AS ON INSERT TO late DO INSTEAD NOTHING;
              CREATE RULE also AS ON INSERT TO heap DO ALSO INSERT INTO public.seen (what) VALUES ('heap');
              ALTER TABLE heap ENABLE ALWAYS RULE also; RESET ROLE",
@@ -523,7 +525,8 @@ async fn triggers_and_rules_for_replicas_see_every_change() -> Result<()> {
     pair.from
         .batch_execute(
             "BEGIN; INSERT INTO plain VALUES (1, 1, 'one', 'x'); UPDATE plain SET v = 'two'; UPDATE plain SET id = 2, v = 'three'; \
-             INSERT INTO late VALUES (1, 1, 'kept'); DELETE FROM plain; INSERT INTO heap VALUES (1, 'h'); COMMIT",
+             INSERT INTO late VALUES (1, 1, 'kept'); DELETE FROM plain; INSERT INTO heap VALUES (1, 'h'); COMMIT; \
+             INSERT INTO always (v) VALUES ('one'); UPDATE always SET v = 'two'; UPDATE always SET serial = DEFAULT",
         )
         .await?;
     let all = pair.read().await?;
@@ -541,7 +544,12 @@ async fn triggers_and_rules_for_replicas_see_every_change() -> Result<()> {
             "c UPDATE two three",
             "b DELETE three -",
             "c DELETE three -",
-            "heap"
+            "heap",
+            "d INSERT - one",
+            "d UPDATE one two",
+            // Only a row that is made anew gets another number.
+            "d DELETE two -",
+            "d INSERT - two",
         ],
         "{seen:?}"
     );

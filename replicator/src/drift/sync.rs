@@ -247,7 +247,7 @@ fn is_grant_on_schema(sql: &str) -> bool {
 /// Whether it makes or takes away what tells a row, or what acts on each change, or changes what its columns are: appliers go by what there was when
 /// they met the table.
 fn is_of_appliers(mend: &Mend) -> bool {
-    const TELLS: [&str; 11] = [
+    const TELLS: [&str; 13] = [
         " UNIQUE ",
         " PRIMARY KEY ",
         " DROP CONSTRAINT ",
@@ -259,6 +259,9 @@ fn is_of_appliers(mend: &Mend) -> bool {
         " TYPE ",
         " SET GENERATED ",
         " DROP EXPRESSION",
+        " DROP NOT NULL",
+        // The parent's triggers come with it.
+        " ATTACH PARTITION ",
     ];
     let (Mend::Add(sql) | Mend::Drop(sql)) = mend else { return false };
     let begins = |words: &&str| sql.starts_with(words);
@@ -405,7 +408,8 @@ mod tests {
         assert!(drop("ALTER TABLE public.people DROP COLUMN IF EXISTS nick"));
         assert!(add("ALTER TABLE public.people ADD COLUMN nick text DEFAULT 'none'"));
         assert!(add("ALTER TYPE public.address ADD ATTRIBUTE zip text CASCADE"));
-        for change in ["TYPE bigint", "SET GENERATED ALWAYS", "DROP EXPRESSION"] {
+        assert!(add("ALTER TABLE public.days ATTACH PARTITION public.new_day DEFAULT"));
+        for change in ["TYPE bigint", "SET GENERATED ALWAYS", "DROP EXPRESSION", "DROP NOT NULL"] {
             assert!(add(&format!("ALTER TABLE public.people ALTER COLUMN id {change}")), "{change}");
         }
         let trigger = |how: &str| {

@@ -28,19 +28,24 @@ pub(super) fn statement(table: &Table, kind: &Kind) -> String {
             source(table, &every),
         ),
         Kind::Copy => format!("COPY {name} ({}) FROM STDIN", names(table, &every)),
-        Kind::Update(set) if set.is_empty() => counted(&format!(
-            "SELECT 1 FROM {} AS t, {} WHERE {} FOR UPDATE OF t",
-            only(table),
-            keyed(&[]),
-            by_key(table, "t")
-        )),
-        Kind::Update(set) => counted(&format!(
-            "UPDATE {} AS t SET {} FROM {} WHERE {} RETURNING 1",
-            only(table),
-            assignments(table, set, table.key.len()),
-            keyed(set),
-            by_key(table, "t"),
-        )),
+        Kind::Update(set) => {
+            let found = found(table, set);
+            let settable = set.iter().enumerate().filter(|(_, at)| !table.columns[**at].always_identity);
+            counted(&match assignments(table, settable, table.key.len()) {
+                none if none.is_empty() => {
+                    format!(
+                        "SELECT 1 FROM {} AS t, {} WHERE {found} FOR UPDATE OF t",
+                        only(table),
+                        keyed(set)
+                    )
+                }
+                some => format!(
+                    "UPDATE {} AS t SET {some} FROM {} WHERE {found} RETURNING 1",
+                    only(table),
+                    keyed(set)
+                ),
+            })
+        }
         Kind::Replace(set) => {
             let brought = every.iter().map(|at| match set.iter().position(|column| column == at) {
                 Some(place) => value(table, *at, table.key.len() + place),
@@ -74,7 +79,7 @@ pub(super) fn statement(table: &Table, kind: &Kind) -> String {
         Kind::FullUpdate(set) => counted(&format!(
             "UPDATE {} AS t SET {} FROM {} WHERE t.ctid = ({}) RETURNING 1",
             only(table),
-            assignments(table, set, every.len()),
+            assignments(table, set.iter().enumerate(), every.len()),
             source(table, &[&every, &set[..]].concat()),
             format_args!(
                 "SELECT s.ctid FROM ONLY {name} AS s WHERE {} = {} LIMIT 1",
@@ -187,10 +192,8 @@ fn names(table: &Table, columns: &[usize]) -> String {
     columns.iter().map(|at| table.columns[*at].sql_name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
-fn assignments(table: &Table, set: &[usize], offset: usize) -> String {
-    set.iter()
-        .enumerate()
-        .map(|(place, at)| format!("{} = {}", table.columns[*at].sql_name, value(table, *at, offset + place)))
+fn assignments<'s>(table: &Table, set: impl Iterator<Item = (usize, &'s usize)>, offset: usize) -> String {
+    set.map(|(place, at)| format!("{} = {}", table.columns[*at].sql_name, value(table, *at, offset + place)))
         .collect::<Vec<_>>()
         .join(", ")
 }
@@ -206,6 +209,17 @@ fn by_key(table: &Table, alias: &str) -> String {
         })
         .collect::<Vec<_>>()
         .join(" AND ")
+}
+
+/// By the key, and by the value of what cannot be set.
+fn found(table: &Table, set: &[usize]) -> String {
+    let fixed = set.iter().enumerate().filter(|(_, at)| table.columns[**at].always_identity);
+    let fixed = fixed.map(|(place, at)| {
+        let column = &table.columns[*at];
+        let value = value(table, *at, table.key.len() + place);
+        format!("t.{} {} {value}", column.sql_name, column.equals)
+    });
+    [by_key(table, "t")].into_iter().chain(fixed).collect::<Vec<_>>().join(" AND ")
 }
 
 /// The text of a whole row; tells NULL from an empty text.

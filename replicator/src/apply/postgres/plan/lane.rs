@@ -14,7 +14,7 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use super::statement::{Data, Statement};
-use super::{Kind, Put, cells, filled};
+use super::{Kind, Order, Put, cells, filled};
 use crate::apply::postgres::catalog::Table;
 use crate::apply::postgres::encode::{Array, CopyRows, arrays, bad_value, value};
 use crate::apply::postgres::sql;
@@ -63,14 +63,15 @@ pub(super) struct Lane<'a> {
     places: HashMap<Bytes, usize>,
     /// An update that must be written as one, after everything else.
     last: Option<(Kind, Vec<Bound<'a>>, Lsn)>,
+    order: Order,
 }
 
 /// A value of a statement with its column.
 type Bound<'a> = (usize, Cow<'a, Cell>);
 
 impl<'a> Lane<'a> {
-    pub(super) fn new(table: Arc<Table>) -> Self {
-        Self { table, held: Vec::new(), places: HashMap::default(), last: None }
+    pub(super) fn new(table: Arc<Table>, order: Order) -> Self {
+        Self { table, held: Vec::new(), places: HashMap::default(), last: None, order }
     }
 
     pub(super) fn table(&self) -> &Arc<Table> {
@@ -219,19 +220,27 @@ impl<'a> Lane<'a> {
 
     /// One UPDATE for a change of key whose row is not known whole.
     fn in_place(&self, old: &'a OldRow, new: &Row, lsn: Lsn) -> (Kind, Vec<Bound<'a>>, Lsn) {
-        let set: Vec<usize> = (0..new.len()).filter(|at| new[*at] != Cell::Unchanged).collect();
+        // What no UPDATE can set is left out where it is seen to stay.
+        let stays = |at: usize| {
+            let before = matches!(old, OldRow::Full(_)).then(|| cells(old).get(at)).flatten();
+            self.table.columns[at].always_identity && before == Some(&new[at])
+        };
+        let set: Vec<usize> =
+            (0..new.len()).filter(|at| new[*at] != Cell::Unchanged && !stays(*at)).collect();
         let by: Vec<usize> =
             if self.table.key.is_empty() { (0..new.len()).collect() } else { self.table.key.clone() };
         let mut bound: Vec<Bound<'a>> = by.iter().map(|at| (*at, Cow::Borrowed(&cells(old)[*at]))).collect();
         bound.extend(set.iter().map(|at| (*at, Cow::Owned(new[*at].clone()))));
-        let kind = if self.table.key.is_empty() {
-            Kind::FullUpdate(set)
-        } else if set.iter().any(|at| self.table.columns[*at].always_identity) {
-            Kind::Replace(set)
-        } else {
-            Kind::Update(set)
-        };
+        let kind = if self.table.key.is_empty() { Kind::FullUpdate(set) } else { self.setting(set) };
         (kind, bound, lsn)
+    }
+
+    /// Of rows that are found by key. What watches is to see an UPDATE where the source made one: another number of the
+    /// row is tried only when none is found that has this one.
+    fn setting(&self, set: Vec<usize>) -> Kind {
+        let always = set.iter().any(|at| self.table.columns[*at].always_identity);
+        let sees = self.table.watched && self.order == Order::Net;
+        if always && !sees { Kind::Replace(set) } else { Kind::Update(set) }
     }
 
     fn count(&mut self, row: Cow<'a, Row>, by: i64, lsn: Lsn) {
@@ -299,8 +308,7 @@ impl<'a> Lane<'a> {
                 batches.iter().position(|(set, _)| (0..row.len()).filter(sets).eq(set.iter().copied()));
             let at = known.unwrap_or_else(|| {
                 let set: Vec<usize> = (0..row.len()).filter(sets).collect();
-                let always = set.iter().any(|at| table.columns[*at].always_identity);
-                let kind = if always { Kind::Replace(set.clone()) } else { Kind::Update(set.clone()) };
+                let kind = self.setting(set.clone());
                 let columns = [&table.key, &set[..]].concat();
                 batches.push((set, Batch::new(table, kind, columns)));
                 batches.len() - 1
@@ -457,8 +465,15 @@ fn merge<'a>(row: &mut Cow<'a, Row>, new: Cow<'a, Row>) {
 /// The key as bytes.
 fn key(table: &Table, row: &Row, lsn: Lsn) -> Result<Bytes, Error> {
     for at in &table.key {
-        if let Err(why) = value(row.get(*at)) {
-            return Err(bad_value(&table.label, &table.relation.columns[*at].name, lsn, &why));
+        let column = &table.relation.columns[*at].name;
+        match value(row.get(*at)) {
+            Ok(Some(_)) => {}
+            // It was NOT NULL when the table was looked up: the next session finds another key, or none. Of this one many rows may be.
+            Ok(None) => {
+                let what = format!("column {column} of the key is NULL");
+                return Err(Error::Conflict { table: table.label.clone(), lsn, what });
+            }
+            Err(why) => return Err(bad_value(&table.label, column, lsn, &why)),
         }
     }
     if let [at] = table.key[..]

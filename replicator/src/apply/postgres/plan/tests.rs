@@ -211,3 +211,28 @@ fn a_row_that_is_made_anew_for_its_identity_keeps_what_only_the_target_has() {
     assert!(sql.contains("(\"id\", \"v\", \"own\") OVERRIDING SYSTEM VALUE SELECT d.\"id\", "), "{sql}");
     assert!(sql.contains(", d.\"own\" FROM d JOIN "), "{sql}");
 }
+
+#[test]
+fn what_watches_sees_an_update_of_a_row_with_a_number_that_none_can_set() {
+    let a = relation(1, ReplicaIdentity::Default);
+    let change = update(&a, "1", text("7"));
+    let sql = |order| {
+        let mut watched = Table { watched: true, ..table(&a, vec![0]) };
+        watched.columns[1].always_identity = true;
+        planned(std::slice::from_ref(&change), order, vec![watched])[0].sql.clone()
+    };
+    let net = sql(Order::Net);
+    assert!(net.contains("t.\"v\" OPERATOR(pg_catalog.=) u.a1") && !net.contains("DELETE"), "{net}");
+    // It has got another number.
+    assert!(sql(Order::Rows).contains("DELETE FROM"), "{}", sql(Order::Rows));
+}
+
+#[test]
+fn a_key_that_is_null_joins_no_rows() {
+    let a = relation(1, ReplicaIdentity::Full);
+    let change = Change::Insert { relation: Arc::clone(&a), new: vec![Cell::Null, text("x")] };
+    let mut known = Tables::default();
+    known.know(Arc::new(table(&a, vec![0])));
+    let error = plan(&[(Lsn(2), &change)], Order::Net, &known).unwrap_err();
+    assert!(error.to_string().contains("column id of the key is NULL"), "{error}");
+}
