@@ -107,7 +107,7 @@ pub fn grants(needs: &Needs) -> Vec<Grant> {
         ));
     }
     for (parameter, why) in PARAMETERS {
-        all.push(granted(format!("GRANT SET ON PARAMETER {parameter} TO {role}"), why));
+        all.push(granted(from_15(&format!("GRANT SET ON PARAMETER {parameter} TO {role}")), why));
     }
     for (function, why) in FUNCTIONS {
         all.push(granted(format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {role}"), why));
@@ -152,7 +152,7 @@ pub fn grants(needs: &Needs) -> Vec<Grant> {
     if needs.synchronous {
         for (sql, why) in [
             (
-                format!("GRANT ALTER SYSTEM ON PARAMETER synchronous_standby_names TO {role}"),
+                from_15(&format!("GRANT ALTER SYSTEM ON PARAMETER synchronous_standby_names TO {role}")),
                 "modes sync and hybrid: which standbys commits wait for",
             ),
             (
@@ -192,6 +192,14 @@ fn extended(name: &str) -> String {
     format!(
         "DO $do$ BEGIN IF EXISTS (SELECT FROM pg_available_extensions WHERE name = '{name}') THEN \
          CREATE EXTENSION IF NOT EXISTS {name}; END IF; END $do$"
+    )
+}
+
+/// A grant on a parameter: PostgreSQL 14 cannot read one, and the script would end there. What the role may not do there, preflight says.
+fn from_15(sql: &str) -> String {
+    let (tag, sql) = (tag(sql), quote_literal(sql));
+    format!(
+        "DO {tag} BEGIN IF current_setting('server_version_num')::int >= 150000 THEN EXECUTE {sql}; END IF; END {tag}"
     )
 }
 
@@ -254,9 +262,15 @@ mod tests {
             caches: false,
             verifiers: false,
             extensions: false,
-            ..needs
+            ..needs.clone()
         };
         assert_eq!(grants(&less).len(), 14);
+        // No statement by itself that PostgreSQL 14 could not read.
+        assert!(
+            !grants(&needs)
+                .iter()
+                .any(|grant| grant.sql.starts_with("GRANT") && grant.sql.contains("PARAMETER"))
+        );
         assert!(!script(&less).contains("SUPERUSER"));
     }
 
@@ -275,6 +289,8 @@ mod tests {
         };
         let text = script(&needs);
         assert!(text.contains("ALTER DATABASE \"d;--\" OWNER TO \"o'$do$\""), "{text}");
+        let parameter = "$do$ BEGIN IF current_setting('server_version_num')::int >= 150000 THEN EXECUTE 'GRANT SET ON PARAMETER deadlock_timeout TO \"a \"\"b\"\"\"'; END IF; END $do$;";
+        assert!(text.contains(parameter), "{text}");
         assert!(
             text.contains("rolname = 'o''$do$') THEN CREATE ROLE \"o'$do$\" NOLOGIN; END IF; END $_do$"),
             "{text}"
