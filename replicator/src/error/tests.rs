@@ -116,3 +116,19 @@ fn our_own_words_are_classified() {
         assert_eq!(error.kind(), kind, "{error}");
     }
 }
+
+/// docs/source.md has each label of the table, and no other: whoever an alert sends there finds it.
+#[test]
+fn the_page_of_the_source_has_every_cause() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/source.md");
+    let page = std::fs::read_to_string(page).expect("the page");
+    let table = page.lines().skip_while(|line| !line.starts_with("| cause |")).skip(2);
+    let rows = table.take_while(|line| line.starts_with('|'));
+    let named: Vec<&str> = rows
+        .filter_map(|row| row.split('|').nth(1))
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .collect();
+    let labels = Cause::ALL.map(|cause| cause.policy().label);
+    assert_eq!(named.iter().collect::<HashSet<_>>(), labels.iter().collect(), "{page}");
+    assert_eq!(named.len(), labels.len(), "each once: {named:?}");
+}
