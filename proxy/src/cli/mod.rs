@@ -379,7 +379,9 @@ pub fn main() -> ExitCode {
             demo_orders(orders::Options { listen, dsn, connections })
         }
         Command::DemoDriver(options) => demo_driver(options),
-        Command::Pki(Pki::Init { directory, nodes, resources }) => pki::init(&directory, &nodes, &resources),
+        Command::Pki(Pki::Init { directory, nodes, resources }) => {
+            pki::init(&directory, &nodes, &resources, output)
+        }
         Command::Completions { shell } => shell::completions(shell),
         Command::Man { directory } => shell::man(directory.as_deref()),
         Command::Audit(command) => audit::run(&client, command, output),
