@@ -4,6 +4,7 @@ mod http;
 mod lease;
 mod links;
 mod oidc;
+mod pages;
 mod postgres_front;
 
 use std::collections::BTreeMap;
