@@ -43,6 +43,8 @@ ls -l "$out"/*.deb
 
 if [ -n "$(PATH=$cache/helm/bin:$PATH command -v helm)" ]; then
   PATH=$cache/helm/bin:$PATH helm package packaging/helm/godwit --destination "$out"
+else
+  echo "package: there is no helm: no chart was packed (make check-packaging fetches one)"
 fi
 
 version=$("$binary" --version | cut -d' ' -f2)
