@@ -414,6 +414,7 @@ impl Machine {
                 telemetry::step(self.state.phase.name(), spent);
             }
             self.failures.clear();
+            self.slots.phase_begins();
             if next.phase == Phase::Aborting {
                 let why = next.run.as_ref().and_then(|run| run.aborted.as_deref()).unwrap_or_default();
                 tracing::warn!(resource = %next.resource, why, "migration aborted: the old primary stays");
@@ -689,7 +690,7 @@ impl Machine {
         if let Some(event) = self.slots.step(&self.hands, &self.state, self.last_step) {
             self.take(event);
         }
-        if self.slots.is_tidy(&self.state) {
+        if self.slots.is_tidy(&self.state, self.last_step) {
             self.is_no_problem("drop_reverse_slot");
         }
         self.retire_step();

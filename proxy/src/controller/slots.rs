@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use migration::cutover::{Event, Phase, State};
 use migration::policy::{Policy, Reseed, SlotRules};
-use migration::units::{ByteCount, Timestamp, Zone};
+use migration::units::{ByteCount, Zone};
 use replicator::changes::{self, Reader};
 use replicator::fence;
 use replicator::postgres::slot::{self, Lane, SlotInfo};
@@ -178,8 +178,8 @@ fn judge(slots: &[SlotInfo], rules: &SlotRules, zone: &str) -> Standing {
 
 /// The slots among a zone's that an undone move made for its way back, once it has had time to drop them itself, or that a stream had which a takeover
 /// ended without its source: but those of the stream that there is.
-fn left_over(slots: &[SlotInfo], zone: &Zone, state: &State, now: Timestamp) -> Vec<String> {
-    if !is_over(state, now) {
+fn left_over(slots: &[SlotInfo], zone: &Zone, state: &State, lasted: Duration) -> Vec<String> {
+    if !is_over(state, lasted) {
         return Vec::new();
     }
     let ours = slots.iter().filter(|slot| slot::is_slot_of(&slot.name, &state.resource));
@@ -192,10 +192,11 @@ fn is_of_stream(slot: &SlotInfo, state: &State) -> bool {
     slot::generation_of(&slot.name, &state.resource) == Some(state.generation.0)
 }
 
-/// An undone move has had time to drop what it made. After a way back that was undone the soak before it goes on.
-fn is_over(state: &State, now: Timestamp) -> bool {
+/// An undone move has had time to drop what it made: its phase has `lasted` so long. After a way back that was undone the soak before it goes on,
+/// whose own time began long before.
+fn is_over(state: &State, lasted: Duration) -> bool {
     let follows = state.phase == if state.run.is_some() { Phase::Soaking } else { Phase::Shadowing };
-    follows && now.since(state.since) >= AGAIN
+    follows && lasted >= AGAIN
 }
 
 /// What may be done about a slot now.
@@ -226,6 +227,8 @@ pub(super) struct SlotGuard {
     work: Option<(&'static str, oneshot::Receiver<Done>)>,
     /// It was looked, and the stream cannot go on.
     must: bool,
+    /// When the phase that there is was entered.
+    entered: Instant,
     /// When the shadow was last seeded anew, and when that was last tried in vain.
     seeded: Option<Instant>,
     tried: Option<Instant>,
@@ -243,11 +246,21 @@ impl SlotGuard {
             failed: None,
             work: None,
             must: false,
+            entered: clock::monotonic(),
             seeded: seeds::of(journal, resource).remove(&None),
             tried: None,
             tidied: None,
             untidy: None,
         }
+    }
+
+    /// Another phase begins.
+    pub(super) fn phase_begins(&mut self) {
+        self.entered = clock::monotonic();
+    }
+
+    fn lasted(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.entered)
     }
 
     /// Looks at the primary's slots and does what has to be done. An event is for the machine: the run must be undone first.
@@ -300,7 +313,7 @@ impl SlotGuard {
         let mut left = Vec::new();
         for zone in [&state.primary, &state.shadow] {
             let slots = self.watch.of(&zone.0).unwrap_or_default();
-            let slots = left_over(&slots, zone, state, clock::now());
+            let slots = left_over(&slots, zone, state, self.lasted(now));
             if !slots.is_empty() {
                 left.push((zone.clone(), slots));
             }
@@ -319,10 +332,10 @@ impl SlotGuard {
     }
 
     /// It was looked, and nothing of an undone move's way back is left at the shadow.
-    pub(super) fn is_tidy(&self, state: &State) -> bool {
-        let (slots, now) = (self.watch.of(&state.shadow.0), clock::now());
-        is_over(state, now)
-            && slots.is_some_and(|slots| left_over(&slots, &state.shadow, state, now).is_empty())
+    pub(super) fn is_tidy(&self, state: &State, now: Instant) -> bool {
+        let (slots, lasted) = (self.watch.of(&state.shadow.0), self.lasted(now));
+        is_over(state, lasted)
+            && slots.is_some_and(|slots| left_over(&slots, &state.shadow, state, lasted).is_empty())
     }
 
     fn due(&self, policy: &Policy, state: &State, now: Instant) -> bool {
@@ -506,7 +519,7 @@ impl Work {
 
 #[cfg(test)]
 mod tests {
-    use migration::units::Ratio;
+    use migration::units::{Ratio, Timestamp};
 
     use super::*;
 
@@ -625,24 +638,47 @@ mod tests {
         let mut state = State::first("orders", "a".into(), "b".into(), Timestamp(1_000));
         state.generation = migration::units::Generation(2);
         let (here, there) = (state.primary.clone(), state.shadow.clone());
-        let later = Timestamp(1_000).after(AGAIN);
-        assert!(left_over(&slots, &there, &state, later).is_empty(), "there is no shadow");
+        assert!(left_over(&slots, &there, &state, AGAIN).is_empty(), "there is no shadow");
         state.phase = Phase::Shadowing;
-        assert!(
-            left_over(&slots, &there, &state, Timestamp(2_000)).is_empty(),
-            "it may be about to drop them"
-        );
+        assert!(left_over(&slots, &there, &state, AGAIN / 2).is_empty(), "it may be about to drop them");
         let all = ["godwit_orders_g1", "godwit_orders_g2", "godwit_orders_g2_critical", "godwit_orders_g3"];
-        assert_eq!(left_over(&slots, &there, &state, later), all, "no stream begins there");
-        assert_eq!(left_over(&slots, &here, &state, later), ["godwit_orders_g1", "godwit_orders_g3"]);
+        assert_eq!(left_over(&slots, &there, &state, AGAIN), all, "no stream begins there");
+        assert_eq!(left_over(&slots, &here, &state, AGAIN), ["godwit_orders_g1", "godwit_orders_g3"]);
         // Of a way back, too, after which an old primary soaks on; not while one is under way.
         let limits = migration::cutover::Limits::of(
             &Policy::new(migration::policy::PolicyParts::default()).expect("defaults"),
         );
         let mut state = state.undoing("m1", limits, "x", Timestamp(1_000));
-        assert!(left_over(&slots, &there, &state, later).is_empty());
+        assert!(left_over(&slots, &there, &state, AGAIN).is_empty());
         state.phase = Phase::Soaking;
-        assert_eq!(left_over(&slots, &there, &state, later), all);
+        assert_eq!(left_over(&slots, &there, &state, AGAIN), all);
+    }
+
+    #[test]
+    fn a_way_back_that_was_undone_has_time_to_drop_its_slots_although_the_soak_is_old() {
+        use migration::cutover::{Limits, Soak};
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let journal = Journal::open(directory.path()).expect("open");
+        let limits = Limits::of(&Policy::new(migration::policy::PolicyParts::default()).expect("defaults"));
+        let mut state = State::first("orders", "a".into(), "b".into(), Timestamp(1));
+        state.phase = Phase::Shadowing;
+        let soak = state.clone().undoing("m1", limits, "x", Timestamp(1)).run.expect("a run");
+        let mut state = state.undoing("m2", limits, "x", Timestamp(86_400_000));
+        state.soaking = Some(Soak { run: soak, since: Timestamp(1) });
+        for event in [Event::FenceLifted, Event::GateOpened] {
+            (state, _) =
+                migration::cutover::step(&state, event, Timestamp(86_400_000)).expect("it is undone");
+        }
+        assert_eq!((state.phase, state.since), (Phase::Soaking, Timestamp(2)));
+        let mut guard = SlotGuard::new(SlotWatch::default(), &journal, "orders");
+        guard.phase_begins();
+        let look = |slots: Vec<SlotInfo>| Ok(Look { slots, ..Look::default() });
+        note(&mut lock(&guard.watch.0), "b", look(Vec::new()));
+        assert!(!guard.is_tidy(&state, guard.entered), "it is only now being dropped");
+        let later = guard.entered + AGAIN;
+        assert!(guard.is_tidy(&state, later));
+        note(&mut lock(&guard.watch.0), "b", look(vec![slot("godwit_orders_g2", 0, "reserved")]));
+        assert!(!guard.is_tidy(&state, later));
     }
 
     #[test]
