@@ -410,8 +410,8 @@ impl Machine {
                 resource = %next.resource, from = self.state.phase.name(), to = next.phase.name(), event,
                 spent_ms = spent.as_millis(), "phase"
             );
-            if self.state.run.is_some() {
-                telemetry::step(self.state.phase.name(), spent);
+            for (phase, spent) in shown::over(&self.state, &next, now) {
+                telemetry::step(phase.name(), spent);
             }
             self.failures.clear();
             self.slots.phase_begins();

@@ -38,6 +38,21 @@ impl Stood {
     }
 }
 
+/// The phases of migrations that are over where `next` follows, and how long each lasted. A soak that a way back interrupts is not:
+/// it goes on where that is undone, and ends with its run, once.
+pub(super) fn over(before: &State, next: &State, now: Timestamp) -> Vec<(Phase, Duration)> {
+    let interrupted = next.soaking.is_some() && before.soaking.is_none();
+    let left = before.run.as_ref().filter(|_| before.phase != next.phase && !interrupted);
+    let goes_on = |run: &Run| {
+        let there = next.run.iter().chain(next.soaking.iter().map(|soak| &soak.run));
+        there.into_iter().any(|other| other.id == run.id)
+    };
+    let soaked = before.soaking.as_ref().filter(|soak| !goes_on(&soak.run));
+    let left = left.map(|_| (before.phase, now.since(before.since)));
+    let soaked = soaked.map(|soak| (Phase::Soaking, now.since(soak.since)));
+    left.into_iter().chain(soaked).collect()
+}
+
 impl Machine {
     pub(super) fn publish_forecast(&self) {
         let view = ForecastView::of(&self.signals, &self.hands.policy(), clock::now());
@@ -214,6 +229,39 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_soak_that_a_way_back_interrupted_lasts_once() {
+        use migration::cutover::{Event, Limits, Trigger, step};
+        use migration::policy::{Policy, PolicyParts};
+        let limits = Limits::of(&Policy::new(PolicyParts::default()).expect("defaults"));
+        let request = |id: &str| {
+            let (trigger, to) = (Trigger::Score, "b".into());
+            Event::MigrateRequested { id: id.into(), to, trigger, limits }
+        };
+        let mut state = State::first("orders", "a".into(), "b".into(), Timestamp(0));
+        state.phase = Phase::Shadowing;
+        let (mut soaking, _) = step(&state, request("m1"), Timestamp(0)).expect("requested");
+        (soaking.phase, soaking.since) = (Phase::Soaking, Timestamp(1_000));
+        let (back, _) = step(&soaking, request("m2"), Timestamp(3_000)).expect("a way back");
+        assert_eq!(over(&soaking, &back, Timestamp(3_000)), []);
+        let abort = Event::AbortRequested { by: "anna".into() };
+        let (undoing, _) = step(&back, abort, Timestamp(4_000)).expect("it is being undone");
+        let seconds = Duration::from_secs;
+        assert_eq!(over(&back, &undoing, Timestamp(4_000)), [(Phase::Requested, seconds(1))]);
+        let (again, _) = step(&undoing, Event::GateOpened, Timestamp(5_000)).expect("undone");
+        assert_eq!(again.phase, Phase::Soaking);
+        assert_eq!(over(&undoing, &again, Timestamp(5_000)), [(Phase::Aborting, seconds(1))]);
+        let (retired, _) = step(&again, Event::OldPrimaryRetired, Timestamp(9_001)).expect("retired");
+        assert_eq!(over(&again, &retired, Timestamp(9_001)), [(Phase::Soaking, seconds(8))]);
+        // A way back that is committed ends it as well.
+        let mut sequenced = State { phase: Phase::Sequenced, ..back.clone() };
+        sequenced.since = Timestamp(6_000);
+        let committed = State { phase: Phase::Committed, soaking: None, ..sequenced.clone() };
+        let both = [(Phase::Sequenced, seconds(1)), (Phase::Soaking, seconds(6))];
+        assert_eq!(over(&sequenced, &committed, Timestamp(7_000)), both);
+        assert_eq!(over(&state, &State { phase: Phase::Requested, ..state.clone() }, Timestamp(1)), []);
+    }
 
     #[test]
     fn a_stream_that_is_up_and_stands_is_told() {
