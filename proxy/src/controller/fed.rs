@@ -43,7 +43,7 @@ pub(super) fn read(
 
 /// Costs that can be compared: a feed may price something else (a core, say) than the configuration does (a worker). Either every zone's is
 /// from feeds, or every zone's from the configuration; where not all have it there either, what no feed says is unknown.
-fn of_one_source(
+pub(super) fn of_one_source(
     fed: BTreeMap<String, Option<Fact<f64>>>,
     configured: &BTreeMap<String, Option<f64>>,
 ) -> BTreeMap<String, Fact<f64>> {
@@ -70,7 +70,7 @@ fn of_one_source(
 }
 
 /// What is unknown is what was configured, if that was; it stays unknown otherwise, and is never 0.
-pub(super) fn or_configured(fed: Fact<f64>, configured: Option<f64>) -> Fact<f64> {
+fn or_configured(fed: Fact<f64>, configured: Option<f64>) -> Fact<f64> {
     match (fed, configured) {
         (Fact::Unknown { why }, Some(cost)) => {
             Fact::known(cost, Duration::ZERO, format!("configuration, because {why}"))

@@ -9,7 +9,7 @@ use migration::world::Fact;
 use migration::zones::{Candidate, Judged, Place, Verdict, choose};
 use serde::{Deserialize, Serialize};
 
-use super::fed::or_configured;
+use super::fed::of_one_source;
 use super::view::ResourceView;
 use crate::config::model::{Config, Resource, Zone};
 use crate::feeds::external::board::FeedBoard;
@@ -109,14 +109,17 @@ pub fn choice(
     feeds: &FeedBoard,
     now: Timestamp,
 ) -> ChoiceView {
+    let fed = |zone: &str| feeds.cost(&resource.name, zone, now);
+    let costs = costs(configured(config.zones.iter(), resource), fed);
     let all: Vec<Candidate> = config
         .zones
         .iter()
-        .map(|(name, zone)| Candidate {
+        .zip(costs)
+        .map(|((name, zone), cost)| Candidate {
             place: place(name, zone),
             latency_ms: latency(name, view),
             spikes_per_day: spikes_per_day(name, spikes),
-            cost: cost(name, zone, resource, Some(feeds), now),
+            cost,
         })
         .collect();
     let primary = all.iter().find(|candidate| *candidate.place.zone.0 == *view.primary);
@@ -141,15 +144,17 @@ pub fn first_choice(
     now: Timestamp,
 ) -> ChoiceView {
     let unmeasured = || Fact::unknown("no placement there, so nothing is measured");
-    let candidate = |name: &String, zone: &Zone| Candidate {
+    let candidate = |((name, zone), cost): ((&String, &Zone), Fact<f64>)| Candidate {
         place: place(name, zone),
         latency_ms: unmeasured(),
         spikes_per_day: unmeasured(),
-        cost: cost(name, zone, resource, feeds, now),
+        cost,
     };
     let (all, without): (Vec<_>, Vec<_>) =
         config.zones.iter().partition(|(name, _)| **name == resource.primary || drives(name));
-    let all: Vec<Candidate> = all.into_iter().map(|(name, zone)| candidate(name, zone)).collect();
+    let fed = |zone: &str| feeds.and_then(|feeds| feeds.cost(&resource.name, zone, now));
+    let costs = costs(configured(all.iter().copied(), resource), fed);
+    let all: Vec<Candidate> = all.into_iter().zip(costs).map(candidate).collect();
     let primary = all.iter().find(|candidate| *candidate.place.zone.0 == *resource.primary);
     let judged = primary.map(|primary| choose(&resource.policy.zones, primary, &all));
     let mut candidates: Vec<CandidateView> =
@@ -181,19 +186,19 @@ fn place(name: &str, zone: &Zone) -> Place {
     }
 }
 
-fn cost(
-    name: &str,
-    zone: &Zone,
-    resource: &Resource,
-    feeds: Option<&FeedBoard>,
-    now: Timestamp,
-) -> Fact<f64> {
-    let fed = feeds.and_then(|feeds| feeds.cost(&resource.name, name, now));
-    match (fed, configured_cost(name, zone, resource)) {
-        (Some(fed), configured) => or_configured(fed, configured),
-        (None, Some(cost)) => Fact::known(cost, Duration::ZERO, "configuration"),
-        (None, None) => Fact::unknown("no cost is configured"),
-    }
+/// What a worker costs in each of these zones, in their order: of all of them what feeds say, or of all of them what is configured.
+fn costs(
+    configured: BTreeMap<String, Option<f64>>,
+    fed: impl Fn(&str) -> Option<Fact<f64>>,
+) -> Vec<Fact<f64>> {
+    let said = configured.keys().map(|zone| (zone.clone(), fed(zone))).collect();
+    let mut costs = of_one_source(said, &configured);
+    let unsaid = |configured: Option<f64>| match configured {
+        Some(cost) => Fact::known(cost, Duration::ZERO, "configuration"),
+        None => Fact::unknown("no cost is configured"),
+    };
+    let cost = |(zone, configured)| costs.remove(&zone).unwrap_or_else(|| unsaid(configured));
+    configured.into_iter().map(cost).collect()
 }
 
 /// The forecast of the probe there, which is measured alike in every zone.
@@ -216,10 +221,16 @@ fn spikes_per_day(zone: &str, spikes: &Spikes) -> Fact<f64> {
     }
 }
 
-/// Per worker and hour.
-fn configured_cost(name: &str, zone: &Zone, resource: &Resource) -> Option<f64> {
-    let placement = resource.placements.get(name).and_then(|placement| placement.cost_per_hour);
-    placement.or(zone.cost_per_hour)
+/// Per worker and hour, by zone.
+fn configured<'z>(
+    zones: impl Iterator<Item = (&'z String, &'z Zone)>,
+    resource: &Resource,
+) -> BTreeMap<String, Option<f64>> {
+    let cost = |(name, zone): (&String, &Zone)| {
+        let placement = resource.placements.get(name).and_then(|placement| placement.cost_per_hour);
+        (name.clone(), placement.or(zone.cost_per_hour))
+    };
+    zones.map(cost).collect()
 }
 
 fn candidate_view(judged: &Judged) -> CandidateView {
@@ -245,5 +256,32 @@ fn candidate_view(judged: &Judged) -> CandidateView {
                 detail: term.detail.clone(),
             })
             .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_feed_says_of_one_zone_is_not_compared_with_what_is_configured_for_another() {
+        let by_zone = |costs: [Option<f64>; 3]| {
+            ["east", "north", "west"].map(str::to_owned).into_iter().zip(costs).collect::<BTreeMap<_, _>>()
+        };
+        let of = |own: [Option<f64>; 3], fed: [Option<f64>; 3]| {
+            let fed = by_zone(fed);
+            let said = |zone: &str| Some(Fact::known(fed[zone]?, Duration::ZERO, "feed opencost"));
+            costs(by_zone(own), said).iter().map(|cost| cost.value().copied()).collect::<Vec<_>>()
+        };
+        // A core costs 0.03, a worker 1.6.
+        let workers = [Some(1.6), Some(1.2), Some(1.4)];
+        assert_eq!(of(workers, [Some(0.03), None, Some(0.04)]), workers);
+        assert_eq!(
+            of([Some(1.6), None, Some(1.4)], [Some(0.03), None, Some(0.04)]),
+            [Some(0.03), None, Some(0.04)]
+        );
+        let cores = [Some(0.03), Some(0.05), Some(0.04)];
+        assert_eq!(of(workers, cores), cores);
+        assert_eq!(of([Some(1.6), None, Some(1.4)], [None; 3]), [Some(1.6), None, Some(1.4)]);
     }
 }
