@@ -284,10 +284,11 @@ impl Feed {
         let fail = |what| Failure { stage: Stage::Map, reason: Reason::Map, what, retry_after: None };
         let findings =
             self.map.run(&decoded.value, self.places.all(), now).map_err(|error| fail(error.to_string()))?;
+        // What is said of other places need not fit.
+        let (findings, elsewhere) = self.places.assign(findings);
         for finding in &findings {
             facts::fits(self, finding).map_err(fail)?;
         }
-        let (findings, elsewhere) = self.places.assign(findings);
         Ok(Understood { findings, elsewhere, notes: decoded.notes })
     }
 

@@ -140,3 +140,15 @@ fn errors_of_the_services_are_shown_as_such() {
     .collect();
     insta::assert_snapshot!(report.concat());
 }
+
+#[test]
+fn what_is_odd_about_another_place_leaves_the_feed_alone() {
+    let feed = feed("prices");
+    let read = |zone: &str| {
+        let odd = format!(r#"{{"zone": "{zone}", "value": -1, "unit": "/h"}}"#);
+        feed.understand(format!(r#"[{{"zone": "west", "value": 0.5}}, {odd}]"#).as_bytes(), NOW)
+    };
+    let understood = read("us-east").unwrap();
+    assert_eq!((understood.findings.len(), understood.elsewhere), (1, 1));
+    assert_eq!(read("central").unwrap_err().what, "-1 is negative");
+}
