@@ -133,7 +133,9 @@ impl Store {
     pub(super) fn write(&mut self, entries: &[Entry], now: Timestamp) -> rusqlite::Result<()> {
         let Self { connection, ids, paces, retention, .. } = self;
         let transaction = connection.transaction()?;
-        let mut writing = Writing { transaction: &transaction, ids, paces, earliest: u64::MAX };
+        // A bucket that has lost some of its fine values stays as it was made: what comes so late has nothing made again.
+        let whole = retention.oldest(Resolution::Fine, now).saturating_add(Resolution::Medium.bucket_ms());
+        let mut writing = Writing { transaction: &transaction, ids, paces, whole, earliest: u64::MAX };
         let mut write = || {
             for entry in entries {
                 match entry {
@@ -149,11 +151,7 @@ impl Store {
                     Entry::Barrier(_) => {}
                 }
             }
-            // A bucket that has lost some of its fine values stays as it was made.
-            let whole =
-                retention.oldest(Resolution::Fine, now).saturating_add(Resolution::Medium.bucket_ms());
-            let late = writing.earliest.max(whole);
-            super::rollup::reopen(&transaction, late)
+            super::rollup::reopen(&transaction, writing.earliest)
         };
         let written = write().and_then(|()| transaction.commit());
         if written.is_err() {
@@ -170,7 +168,9 @@ struct Writing<'a> {
     transaction: &'a Transaction<'a>,
     ids: &'a mut HashMap<(String, String, String), i64>,
     paces: &'a mut HashMap<String, u64>,
-    /// The earliest moment written.
+    /// From when on buckets can be made again.
+    whole: u64,
+    /// The earliest moment written of which one can.
     earliest: u64,
 }
 
@@ -207,7 +207,7 @@ impl Writing<'_> {
             return Ok(());
         }
         let id = self.id(of)?;
-        self.earliest = self.earliest.min(at.0);
+        self.wrote(at.0);
         self.transaction
             .prepare_cached(
                 "INSERT OR REPLACE INTO value (series, tier, at_ms, samples, total) VALUES (?, 0, ?, 1, ?)",
@@ -220,7 +220,7 @@ impl Writing<'_> {
     fn bucket(&mut self, bucket: &Bucket) -> rusqlite::Result<()> {
         let id = self.id((&bucket.resource, &series::segment(bucket.segment), &bucket.zone))?;
         let at_ms = Resolution::Fine.begin(bucket.at.0);
-        self.earliest = self.earliest.min(at_ms);
+        self.wrote(at_ms);
         let there: Option<Vec<u8>> = self
             .transaction
             .prepare_cached("SELECT histogram FROM latency WHERE series = ? AND tier = 0 AND at_ms = ?")?
@@ -231,6 +231,12 @@ impl Writing<'_> {
             None => encode(&bucket.histogram),
         };
         put_histogram(self.transaction, id, Resolution::Fine, at_ms, &bytes)
+    }
+
+    fn wrote(&mut self, at_ms: u64) {
+        if at_ms >= self.whole {
+            self.earliest = self.earliest.min(at_ms);
+        }
     }
 
     fn id(&mut self, of: (&str, &str, &str)) -> rusqlite::Result<i64> {

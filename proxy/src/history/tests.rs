@@ -192,7 +192,13 @@ fn each_resolution_is_kept_for_its_time() {
     assert_eq!(histograms, [60, 24 * 12, 72]);
     // A fine value that comes late must not make a bucket anew that has lost the others.
     let lost = NOW + 50 * 3_600_000;
+    let rolled = |kept: &Kept| {
+        [Resolution::Medium, Resolution::Coarse]
+            .map(|tier| super::rollup::rolled(&kept.store.connection, tier).unwrap())
+    };
+    let until = rolled(&kept);
     kept.put(&[step(lost, &[("probe_ms", 99.0)])], end);
+    assert_eq!(rolled(&kept), until, "nor any other, for nothing");
     kept.store.roll_up(Timestamp(end + 20_000)).unwrap();
     let coarse = kept.all(Resolution::Coarse);
     let there = coarse.iter().find(|row| row.1 == lost).unwrap();

@@ -88,6 +88,14 @@ fn number(serves: Use, value: &Value) -> Result<f64, String> {
     Ok(share.min(1.0))
 }
 
+/// What a feed's values were when they were last told.
+#[derive(Clone, Debug)]
+pub struct Said {
+    fetched: Timestamp,
+    /// The newest of each name.
+    measured: BTreeMap<String, Timestamp>,
+}
+
 impl FeedBoard {
     /// Cost of one worker in `zone` for an hour; `None`: no feed speaks of that.
     pub fn cost(&self, resource: &str, zone: &str, now: Timestamp) -> Option<Fact<f64>> {
@@ -113,20 +121,18 @@ impl FeedBoard {
         self.speaking(Use::Path, resource, zone).next().is_some()
     }
 
-    /// Values that feeds said since the last time and that count, with their times; `said` remembers when that was. Forecasts of a
-    /// feed are not among them. Each is named by its feed, then by zone and number where it has them.
-    pub fn said(
-        &self,
-        said: &mut BTreeMap<String, Timestamp>,
-        now: Timestamp,
-    ) -> Vec<(String, f64, Timestamp)> {
+    /// Values that feeds said since the last time and that count, with their times; `said` remembers what that was. A value that is no newer than
+    /// the last of its name is none. Forecasts of a feed are not among them. Each is named by its feed, then by zone and number where it has them.
+    pub fn said(&self, said: &mut BTreeMap<String, Said>, now: Timestamp) -> Vec<(String, f64, Timestamp)> {
         let mut found = Vec::new();
         for (feed, state) in self.all() {
-            let new = |at: &Timestamp| said.get(&feed.name).is_none_or(|last| last < at);
+            let last = said.get(&feed.name);
+            let new = |at: &Timestamp| last.is_none_or(|last| last.fetched < *at);
             let Some(at) = state.at.filter(new).filter(|_| state.stale(feed, now).is_none()) else {
                 continue;
             };
-            said.insert(feed.name.clone(), at);
+            let before = |series: &str| last.and_then(|last| last.measured.get(series)).copied();
+            let mut said_now = Said { fetched: at, measured: BTreeMap::new() };
             for finding in &state.understood.findings {
                 let Finding::Value(value) = finding else { continue };
                 let measured = measured(value.at, at, now);
@@ -138,9 +144,14 @@ impl FeedBoard {
                     let zone = Some(zone).filter(|zone| !zone.is_empty());
                     let parts = [Some(&feed.name), zone, value.name.as_ref()].into_iter().flatten();
                     let series = parts.map(String::as_str).collect::<Vec<_>>().join(".");
-                    found.push((series, value.value, measured));
+                    let newest = said_now.measured.entry(series.clone()).or_insert(measured);
+                    *newest = measured.max(*newest);
+                    if before(&series).is_none_or(|before| before < measured) {
+                        found.push((series, value.value, measured));
+                    }
                 }
             }
+            said.insert(feed.name.clone(), said_now);
         }
         found
     }

@@ -274,7 +274,9 @@ fn what_was_said_is_told_once_without_forecasts() {
     assert_eq!(told, [west, now("prices.east", 0.6), now("prices.gusts", 30.0)], "central's is stale");
     assert_eq!(board.said(&mut said, NOW), []);
     board.change("prices", |state| state.unchanged(NOW.after(MINUTE)));
-    assert_eq!(board.said(&mut said, NOW.after(MINUTE)).len(), 3);
+    let (told, later) = (board.said(&mut said, NOW.after(MINUTE)), NOW.after(MINUTE));
+    let anew = [("prices.east".to_owned(), 0.6, later), ("prices.gusts".to_owned(), 30.0, later)];
+    assert_eq!(told, anew, "west's was told");
     board.change("prices", |state| state.unchanged(NOW.after(2 * MINUTE)));
     assert_eq!(board.said(&mut said, NOW.after(30 * MINUTE)), [], "what is stale is not told");
 }
