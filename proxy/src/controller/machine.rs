@@ -35,7 +35,7 @@ use super::proposals::Proposals;
 use super::reconfigure::Crowded;
 use super::retirement::{Aside, Retiring};
 use super::sequences;
-use super::signals::{Measured, Moves, Signals};
+use super::signals::{Moves, Signals};
 use super::slots::{SlotGuard, SlotWatch};
 use super::verification::Verifications;
 use super::view::{DecisionView, ResourceView, StepView};
@@ -107,6 +107,7 @@ pub struct Machine {
     pub(super) crowded: Crowded,
 
     gate_closed_at: Option<Instant>,
+    held: between::Held,
     last_step: Instant,
     /// Counts the steps.
     pub(super) paced: Steady,
@@ -179,6 +180,7 @@ impl Machine {
             after_loss: false,
             crowded: Crowded::default(),
             gate_closed_at: None,
+            held: between::Held::default(),
             last_step: clock::monotonic(),
             paced: Steady::begin(),
             journal_fails: None,
@@ -429,6 +431,7 @@ impl Machine {
                 self.worth = Worth::of_last_move(&self.hands.journal, &next);
             }
         }
+        self.held.see(&next);
         let before = std::mem::replace(&mut self.state, next);
         if self.state.phase == Phase::Committed {
             self.freeze_after_taking_back(now);
@@ -676,8 +679,10 @@ impl Machine {
         (measured.lag, measured.blockers, measured.shadow_service) = (lag, blockers, Some(service));
         self.last_step = clock::monotonic();
         let (now, at) = (clock::now(), self.paced.now());
-        self.measure_worth(&measured, moving);
+        // What fails since the release counts at once: steps may be long.
         self.see_aftermath(measured.answers, moving, at);
+        let moving = self.held.ends(&self.state);
+        self.measure_worth(&measured, moving);
         self.freeze_after_taking_back(now);
         self.read_moves();
         let served = self.signals.served_by().to_owned();
@@ -730,22 +735,6 @@ impl Machine {
         let world = self.signals.world(policy, &self.state, self.moves.clone(), freezes, age, now);
         self.expected = ledger::expected(&world);
         self.decision = Some((decide(policy, &world, now), now.0));
-    }
-
-    /// A step after a move goes into its ledger entry.
-    fn measure_worth(&mut self, measured: &Measured, moving: bool) {
-        let Some(worth) = self.worth.as_mut().filter(|worth| worth.generation == self.state.generation)
-        else {
-            return;
-        };
-        let open = !self.hands.gates_closed();
-        let (true, Some(realised_ms)) = (open && !moving, measured.request_p95_ms) else { return };
-        let probe = |zone: &Zone| measured.probes_ms.get(&*zone.0).and_then(|probe| probe.clone().ok());
-        let difference_ms =
-            probe(&self.state.shadow).zip(probe(&self.state.primary)).map(|(old, new)| old - new);
-        if let Err(error) = worth.measure(&self.hands.journal, realised_ms, difference_ms, clock::now()) {
-            tracing::warn!(error = chain(error), "the ledger cannot be written");
-        }
     }
 
     fn read_moves(&mut self) {
