@@ -22,7 +22,7 @@ const MAX_NOTES: usize = 20;
 const BEFORE: SignedDuration = SignedDuration::from_hours(24 * 31);
 /// … until so far ahead.
 const AHEAD: SignedDuration = SignedDuration::from_hours(24 * 62);
-/// Most steps of one rule: a daily one for 27 years.
+/// Most steps of one rule from then on: more than occurrences are kept.
 const MAX_STEPS: i64 = 10_000;
 /// Of a week, as rules name them.
 const DAYS: [&str; 7] = ["MO", "TU", "WE", "TH", "FR", "SA", "SU"];
@@ -426,6 +426,13 @@ impl Rule {
         Ok(rule)
     }
 
+    /// Steps that surely lie before `from` as a whole, whatever clocks did meanwhile.
+    fn steps_before(&self, begin: Moment, from: Moment) -> i64 {
+        let days = from.duration_since(begin).as_hours() / 24;
+        let step = if self.weekly { 7 * self.interval } else { self.interval };
+        (days / step - 2).max(0)
+    }
+
     /// The beginnings from `from` to `until`, in the event's own time zone: 02:00 stays 02:00 in summer.
     fn expand(&self, begin: &ZonedDateTime, from: Moment, until: Moment) -> Vec<Moment> {
         let in_week = |day: i8| i64::from((day - self.week_start).rem_euclid(7));
@@ -433,8 +440,12 @@ impl Rule {
         let days: BTreeSet<i64> = self.days.iter().copied().map(in_week).collect();
         let days: Vec<i64> = if days.is_empty() { own.to_vec() } else { days.into_iter().collect() };
         let last = self.until.map_or(until, |own| own.min(until));
-        let (mut found, mut counted) = (Vec::new(), 0);
-        for step in 0..MAX_STEPS {
+        // However long ago it began. Of its first week what lies before that is no occurrence.
+        let skipped = self.steps_before(begin.timestamp(), from);
+        let never = if skipped > 0 { days.iter().filter(|day| **day < own[0]).count() } else { 0 };
+        let mut counted = usize::try_from(skipped).unwrap_or_default().saturating_mul(days.len()) - never;
+        let mut found = Vec::new();
+        for step in skipped..skipped + MAX_STEPS {
             let ahead = step * self.interval;
             for day in &days {
                 let shift = day - own[0] + if self.weekly { 7 * ahead } else { ahead };

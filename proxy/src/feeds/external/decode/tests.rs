@@ -132,6 +132,21 @@ fn times_of_a_calendar() {
     let (endless, _) = windows("DTSTART:20100101T000000Z\nDURATION:PT1H\nRRULE:FREQ=DAILY");
     assert!((90..100).contains(&endless.len()), "{}", endless.len());
 
+    // However long ago they began, counted ones as well.
+    let (old, notes) = windows("DTSTART:19700101T010000Z\nDURATION:PT1H\nRRULE:FREQ=DAILY");
+    assert!((90..100).contains(&old.len()) && notes.is_empty(), "{} {notes:?}", old.len());
+    for (count, of) in [(20_752, 0), (20_756, 4), (30_000, 93)] {
+        let lines = format!("DTSTART:19700101T010000Z\nRRULE:FREQ=DAILY;COUNT={count}");
+        assert_eq!(starts(&lines).len(), of, "{count}");
+    }
+    // The Tuesday before it began was never one of them.
+    let weekly = |count: usize| {
+        starts(&format!("DTSTART:20200103T090000Z\nRRULE:FREQ=WEEKLY;INTERVAL=2;COUNT={count};BYDAY=TU,FR"))
+    };
+    assert_eq!(weekly(355), [0; 0]);
+    assert_eq!(weekly(357), on(&["10-27T09", "10-30T09"]));
+    assert_eq!(weekly(1000).len(), 14);
+
     let (monthly, notes) = windows("DTSTART:20261201T020000Z\nDURATION:PT1H\nRRULE:FREQ=MONTHLY");
     assert_eq!(monthly.len(), 1);
     assert_eq!(notes, ["line 7: FREQ=MONTHLY is not expanded; only its first occurrence is kept"]);
