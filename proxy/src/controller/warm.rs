@@ -10,6 +10,7 @@ use migration::units::Timestamp;
 use predictor::{Ensemble, MAX_HORIZON, Settings};
 
 use super::signals::BASELINE_STEPS;
+use crate::clock;
 use crate::history::replay::Replay;
 use crate::history::{History, HistoryError, told};
 
@@ -39,7 +40,7 @@ impl Warmer {
     /// Reads what was measured of `resource` while `primary` served and feeds it. Blocks: not for the threads of a runtime.
     pub fn warm(&self, history: &History, resource: &str, primary: &str) -> Result<Warm, HistoryError> {
         let step_ms = u64::try_from(self.step.as_millis()).unwrap_or(u64::MAX).max(1);
-        let replay = history.reader()?.replay(resource, primary, step_ms, STEPS)?;
+        let replay = history.reader()?.replay(resource, primary, step_ms, STEPS, clock::now())?;
         Ok(self.feed(primary, &replay))
     }
 

@@ -264,6 +264,7 @@ impl Reader {
         primary: &str,
         step_ms: u64,
         steps: u64,
+        now: Timestamp,
     ) -> Result<Replay, HistoryError> {
         let read = || {
             let paces = self.paces(resource)?;
@@ -275,7 +276,7 @@ impl Reader {
             let (requests, probes) = (of(series::REQUEST_P95)?, of(series::PROBE)?);
             let mut end = None;
             for series in requests.iter().chain(&probes) {
-                end = end.max(self.newest(series.id)?);
+                end = end.max(self.newest(series.id, now)?);
             }
             let Some(end) = end.filter(|end| *end >= fits) else { return Ok(Replay::default()) };
             let from = Timestamp(end.0.saturating_sub(steps.saturating_mul(step_ms))).max(fits);
@@ -286,7 +287,7 @@ impl Reader {
             let mut elsewhere = None;
             let mut usual = Samples::new();
             for series in requests {
-                let samples = self.samples(series.id, from)?;
+                let samples = self.samples(series.id, (from, now))?;
                 let before = self.means(series.id, (days, from))?;
                 usual.extend(&samples);
                 if series.zone == primary {
@@ -304,7 +305,7 @@ impl Reader {
             usual.sort_by_key(|(at, _)| *at);
             replay.usual = numbered(&usual, anchor, step_ms, shorter);
             for series in probes {
-                let samples = self.samples(series.id, from)?;
+                let samples = self.samples(series.id, (from, now))?;
                 if !samples.is_empty() {
                     let before = self.means(series.id, (days, from))?;
                     replay.days.probes.insert(series.zone.clone(), numbered(&before, anchor, step_ms, true));
@@ -313,7 +314,7 @@ impl Reader {
             }
             for name in told::names() {
                 for series in of(&series::told(name))? {
-                    let samples = self.samples(series.id, from)?;
+                    let samples = self.samples(series.id, (from, now))?;
                     let steps = numbered(&samples, anchor, step_ms, shorter);
                     let zone = replay.told.entry(series.zone).or_default();
                     for (step, number) in steps {
@@ -327,19 +328,20 @@ impl Reader {
         read().map_err(self.database())
     }
 
-    fn newest(&self, series: i64) -> rusqlite::Result<Option<Timestamp>> {
-        let select = "SELECT max(at_ms) FROM value WHERE series = ? AND tier = 0";
+    /// Of those up to `now`.
+    fn newest(&self, series: i64, now: Timestamp) -> rusqlite::Result<Option<Timestamp>> {
+        let select = "SELECT max(at_ms) FROM value WHERE series = ? AND tier = 0 AND at_ms <= ?";
         let newest: Option<u64> =
-            self.connection.prepare_cached(select)?.query_row([series], |row| row.get(0))?;
+            self.connection.prepare_cached(select)?.query_row(params![series, now.0], |row| row.get(0))?;
         Ok(newest.map(Timestamp))
     }
 
-    fn samples(&self, series: i64, from: Timestamp) -> rusqlite::Result<Samples> {
+    fn samples(&self, series: i64, (from, to): (Timestamp, Timestamp)) -> rusqlite::Result<Samples> {
         let mut select = self.connection.prepare_cached(
-            "SELECT at_ms, total FROM value WHERE series = ? AND tier = 0 AND at_ms >= ? ORDER BY at_ms",
+            "SELECT at_ms, total FROM value WHERE series = ? AND tier = 0 AND at_ms >= ? AND at_ms <= ? ORDER BY at_ms",
         )?;
-        let rows =
-            select.query_map(params![series, from.0], |row| Ok((Timestamp(row.get(0)?), row.get(1)?)))?;
+        let values = params![series, from.0, to.0];
+        let rows = select.query_map(values, |row| Ok((Timestamp(row.get(0)?), row.get(1)?)))?;
         rows.collect()
     }
 

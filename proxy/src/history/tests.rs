@@ -375,7 +375,11 @@ fn a_replay_is_what_the_present_primary_served_since_the_last_move() {
             (place != 25).then_some(1.0),
         );
     }
-    let read = |step_ms, steps| kept.reader().replay("orders", "west", step_ms, steps).unwrap();
+    let now = Timestamp(NOW + 30 * 10_003);
+    // Of a clock that was ahead.
+    let ahead = step(now.0 + 86_400_000, &[(series::PROBE, 7.0), (series::REQUEST_P95, 7.0)]);
+    kept.put(&[ahead], now.0);
+    let read = |step_ms, steps| kept.reader().replay("orders", "west", step_ms, steps, now).unwrap();
     let replay = read(10_000, 100);
     assert_eq!(replay.at, Timestamp(NOW + 29 * 10_003));
     let steps: Vec<u64> = replay.requests.iter().map(|(step, _)| replay.newest - step).collect();
@@ -390,7 +394,7 @@ fn a_replay_is_what_the_present_primary_served_since_the_last_move() {
     assert_eq!(read(10_000, 4).requests.len(), 4, "only the newest");
     assert_eq!(read(20_000, 100).probes[0].1.len(), 15, "two steps make one");
     assert_eq!(read(15_000, 100), replay::Replay::default(), "the length does not fit");
-    assert_eq!(kept.reader().replay("other", "west", 10_000, 9).unwrap(), replay::Replay::default());
+    assert_eq!(kept.reader().replay("other", "west", 10_000, 9, now).unwrap(), replay::Replay::default());
 }
 
 #[test]
@@ -409,7 +413,7 @@ fn a_replay_has_the_means_of_the_days_before_its_steps() {
     let end = NOW + minutes * 60_000;
     kept.put(&entries, end);
     kept.store.roll_up(Timestamp(end + 20_000)).unwrap();
-    let replay = kept.reader().replay("orders", "west", 60_000, 1_440).unwrap();
+    let replay = kept.reader().replay("orders", "west", 60_000, 1_440, Timestamp(end)).unwrap();
     let (before, fine) = (&replay.days.probes["west"], &replay.probes[0].1);
     assert!(fine.len() > 1_400 && before.last().unwrap().0 < fine[0].0, "{:?} {:?}", before.last(), fine[0]);
     assert!((570..=576).contains(&before.len()), "two of three days: {}", before.len());
