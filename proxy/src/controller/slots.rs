@@ -365,11 +365,16 @@ impl SlotGuard {
 
     /// Nothing may move while the shadow is being emptied.
     pub(super) fn free(&mut self) -> Result<(), Denied> {
-        self.settle(clock::monotonic());
-        match &self.work {
-            Some((LOOKING, _)) | None => Ok(()),
-            Some((what, _)) => Err(Denied::Conflict(format!("{what}: wait until that is done"))),
+        match self.busy() {
+            Some(what) => Err(Denied::Conflict(format!("{what}: wait until that is done"))),
+            None => Ok(()),
         }
+    }
+
+    /// What is being done that a move would have to wait for.
+    pub(super) fn busy(&mut self) -> Option<&'static str> {
+        self.settle(clock::monotonic());
+        self.work.as_ref().map(|(what, _)| *what).filter(|what| *what != LOOKING)
     }
 
     fn begin(&mut self, hands: &Arc<Hands>, state: &State, work: Work) {
@@ -592,12 +597,17 @@ mod tests {
         let mut guard = SlotGuard::new(SlotWatch::default(), &journal, "orders");
         let (done, answer) = oneshot::channel();
         guard.work = Some((Work::Look.name(), answer));
-        assert!(guard.free().is_ok(), "it looks");
+        assert!(guard.free().is_ok() && guard.busy().is_none(), "it looks");
         done.send(Ok(Some(true))).expect("the guard");
         assert!(guard.free().is_ok() && guard.must && guard.work.is_none());
         assert!(guard.seeded.is_none(), "nothing was seeded yet");
         let (done, answer) = oneshot::channel();
         guard.work = Some((Work::Seed.name(), answer));
+        assert_eq!(
+            guard.busy(),
+            Some("the shadow is being seeded anew"),
+            "it stands in the way, and says so"
+        );
         let Err(Denied::Conflict(why)) = guard.free() else { panic!("it seeds") };
         assert!(why.starts_with("the shadow is being seeded anew: "), "{why}");
         done.send(Ok(Some(true))).expect("the guard");

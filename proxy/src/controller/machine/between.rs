@@ -57,13 +57,14 @@ impl Machine {
     }
 
     /// Bytes that the shadow is behind, or why that is unknown; everything that stands in the way of a move; and the shadow's service.
-    pub(super) fn facts(&self) -> (Option<Result<u64, String>>, Vec<String>, Service) {
+    pub(super) fn facts(&mut self) -> (Option<Result<u64, String>>, Vec<String>, Service) {
         let mut blockers = self.measure.blockers(&self.hands, &self.state);
         // What nobody could account for later is not begun.
         blockers.extend(self.hands.audit.failing().map(|why| format!("the audit cannot be written: {why}")));
         self.verifications.look_after(&self.state.primary.0, &self.state.shadow.0);
         blockers.extend(self.verifications.blockers());
         blockers.extend(self.slots.unread(&self.state.primary.0));
+        blockers.extend(self.slots.busy().map(str::to_owned));
         let service = self.measure.shadow_service(&self.hands, &self.state);
         (self.measure.lag(&self.hands, &self.state), blockers, service)
     }
