@@ -85,8 +85,20 @@ pub struct Measured {
 #[derive(Debug, Default)]
 struct Memory {
     lost: BTreeMap<String, ping::Lately>,
-    ways: BTreeMap<String, trace::Known>,
+    /// With the address that they lead to: those of a host are several services, with a way each.
+    ways: BTreeMap<String, (IpAddr, trace::Known)>,
     links: BTreeMap<String, link::Seen>,
+}
+
+impl Memory {
+    /// Takes a way to `to` as it was seen. The way to another address than before is another one from the beginning.
+    fn way(&mut self, zone: &str, to: IpAddr, way: trace::Way, now: Timestamp) -> &trace::Known {
+        match self.ways.get_mut(zone) {
+            Some((before, known)) if *before == to => known.see(way, now),
+            _ => drop(self.ways.insert(zone.to_owned(), (to, trace::Known::first(way, now)))),
+        }
+        &self.ways[zone].1
+    }
 }
 
 impl Measured {
@@ -119,7 +131,7 @@ impl Measured {
     }
 
     async fn pings(&self, hosts: &[Host], egress: &Egress) -> Vec<(String, Outcome)> {
-        let runs = each(hosts, egress, |to, port| async move {
+        let runs = each(hosts, egress, &BTreeMap::new(), |to, port| async move {
             ping::run(to, port).await.map_err(|error| (Reason::Connect, chain(&error)))
         })
         .await;
@@ -143,8 +155,11 @@ impl Measured {
     }
 
     async fn traces(&self, hosts: &[Host], egress: &Egress) -> Vec<(String, Outcome)> {
-        let runs = each(hosts, egress, |to, _| async move {
-            trace::run(to).await.map_err(|error| {
+        let before = self.remember(|memory| {
+            memory.ways.iter().map(|(zone, (to, _))| (zone.clone(), *to)).collect::<BTreeMap<_, _>>()
+        });
+        let runs = each(hosts, egress, &before, |to, _| async move {
+            trace::run(to).await.map(|way| (to, way)).map_err(|error| {
                 let allow =
                     if ping::not_allowed(&error) { format!("; {}", icmp::ALLOW) } else { String::new() };
                 (Reason::Connect, format!("the way to {to} cannot be traced: {}{allow}", chain(&error)))
@@ -152,21 +167,12 @@ impl Measured {
         })
         .await;
         let now = clock::now();
-        let remembered = |(zone, run): (String, Result<trace::Way, Why>)| {
-            let value = run.and_then(|way| {
+        let remembered = |(zone, run): (String, Result<(IpAddr, trace::Way), Why>)| {
+            let value = run.and_then(|(to, way)| {
                 if way.hops.is_empty() {
                     return Err((Reason::Timeout, "no router on the way answers".into()));
                 }
-                Ok(self.remember(|memory| match memory.ways.get_mut(&zone) {
-                    Some(known) => {
-                        known.see(way, now);
-                        described(known, now)
-                    }
-                    None => described(
-                        memory.ways.entry(zone.clone()).or_insert(trace::Known::first(way, now)),
-                        now,
-                    ),
-                }))
+                Ok(self.remember(|memory| described(memory.way(&zone, to, way, now), now)))
             });
             (zone, value)
         };
@@ -198,17 +204,20 @@ impl Measured {
 type Why = (Reason, String);
 type Outcome = Result<Value, Why>;
 
-/// Runs `measure` on the first address of each host that may be asked, all at once; in the order of `hosts`.
+/// Runs `measure` on the first address of each host that may be asked, or on that of its zone in `before` while it is one of them, all at once;
+/// in the order of `hosts`.
 async fn each<T: Send + 'static, F: Future<Output = Result<T, Why>> + Send + 'static>(
     hosts: &[Host],
     egress: &Egress,
+    before: &BTreeMap<String, IpAddr>,
     measure: impl Fn(IpAddr, u16) -> F + Clone + Send + 'static,
 ) -> Vec<(String, Result<T, Why>)> {
     let mut tasks = JoinSet::new();
     for (place, host) in hosts.iter().cloned().enumerate() {
         let (egress, measure) = (egress.clone(), measure.clone());
+        let before = before.get(&host.zone).copied();
         tasks.spawn(async move {
-            let result = match address(&host, &egress).await {
+            let result = match address(&host, &egress, before).await {
                 Ok(to) => measure(to, host.port).await,
                 Err(why) => Err(why),
             };
@@ -220,22 +229,27 @@ async fn each<T: Send + 'static, F: Future<Output = Result<T, Why>> + Send + 'st
     done.into_iter().map(|(_, zone, result)| (zone, result)).collect()
 }
 
-async fn address(host: &Host, egress: &Egress) -> Result<IpAddr, Why> {
+async fn address(host: &Host, egress: &Egress, before: Option<IpAddr>) -> Result<IpAddr, Why> {
     egress.named(&host.name, host.name.parse().ok()).map_err(|why| (Reason::Egress, why))?;
     let found = tokio::net::lookup_host((host.name.as_str(), host.port))
         .await
         .map_err(|error| (Reason::Connect, format!("cannot look up {}: {}", host.name, chain(&error))))?;
-    let mut refused = None;
+    let (mut allowed, mut refused) = (Vec::new(), None);
     for address in found.map(|found| found.ip()) {
         match egress.address(address) {
-            Ok(()) => return Ok(address),
+            Ok(()) => allowed.push(address),
             Err(why) => refused = Some(why),
         }
     }
-    Err(match refused {
+    chosen(&allowed, before).ok_or_else(|| match refused {
         Some(why) => (Reason::Egress, format!("{}: {why}", host.name)),
         None => (Reason::Connect, format!("{} has no address", host.name)),
     })
+}
+
+/// Servers give a host's addresses in another order each time.
+fn chosen(addresses: &[IpAddr], before: Option<IpAddr>) -> Option<IpAddr> {
+    before.filter(|before| addresses.contains(before)).or_else(|| addresses.first().copied())
 }
 
 fn described(known: &trace::Known, now: Timestamp) -> Value {

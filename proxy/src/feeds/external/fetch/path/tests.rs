@@ -162,3 +162,22 @@ fn a_changed_route_is_an_event() {
         .collect();
     assert_eq!(shown, ["hops 2", "route_age 120", "route change: hop 2: 10.0.0.3, before 10.0.0.2 at 61000"]);
 }
+
+#[test]
+fn a_host_of_several_addresses_has_one_way_while_its_address_is_there() {
+    let address = |last: u8| std::net::IpAddr::from([192, 0, 2, last]);
+    let way = |last: u8| trace::Way { hops: vec![Some(address(last))], reached: true };
+    let mut memory = Memory::default();
+    let mut run = |addresses: &[IpAddr], at: u64| {
+        let to = chosen(addresses, memory.ways.get("west").map(|(to, _)| *to)).unwrap();
+        let last = if to == address(1) { 1 } else { 2 };
+        let known = memory.way("west", to, way(last), Timestamp(at));
+        (to, known.since.0, known.before.is_some())
+    };
+    let (one, other) = (address(1), address(2));
+    assert_eq!(run(&[one, other], 1_000), (one, 1_000, false));
+    assert_eq!(run(&[other, one], 2_000), (one, 1_000, false), "it is still there");
+    assert_eq!(run(&[other, one], 3_000), (one, 1_000, false));
+    assert_eq!(run(&[other], 4_000), (other, 4_000, false), "a way of its own, and no change of the other");
+    assert_eq!(run(&[one, other], 5_000), (other, 4_000, false));
+}
