@@ -291,6 +291,9 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         stop.cancel();
         tasks.close();
         runtime.block_on(ended(&tasks, &history, &audit));
+        if let Some(traces) = &traces {
+            traces.end(LAST_WRITE);
+        }
         let error = upgrade.execute(upgrade::nothing_handed_over()?);
         return Err(error).context("the program cannot be executed anew");
     }
