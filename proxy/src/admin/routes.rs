@@ -647,6 +647,7 @@ async fn metrics(State(state): State<AdminState>, caller: Caller) -> Response {
         let what = "this process records no metrics";
         return Problem::new(StatusCode::NOT_FOUND, "no-metrics", what).into_response();
     };
+    state.audit.measure();
     crate::telemetry::metrics::feed_ages(&state.feeds, crate::clock::now());
     // Of a thousand resources it is megabytes: too long for a thread that others wait for.
     match tokio::task::spawn_blocking(move || handle.render()).await {

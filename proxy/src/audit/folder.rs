@@ -113,6 +113,11 @@ impl Open {
         if self.directory.join("full").exists() {
             return Err(io::ErrorKind::StorageFull.into());
         }
+        // One that hangs.
+        #[cfg(test)]
+        while self.directory.join("hangs").exists() {
+            std::thread::yield_now();
+        }
         self.file.write_all(lines.as_bytes())?;
         self.file.sync_data()
     }

@@ -10,7 +10,8 @@ use super::checkpoint::Signer;
 use super::folder::{self, Open};
 use super::verify::{Findings, verify};
 use super::writer::{QUEUE, Writer};
-use super::{Audit, Entry, Settings};
+use super::{Audit, AuditError, Entry, Settings};
+use crate::clock;
 
 fn effect(name: &str) -> Entry {
     Entry::Effect {
@@ -348,6 +349,30 @@ async fn records_that_a_disk_that_hangs_leaves_no_room_for_are_said_to_be_lost()
     assert_eq!((&records[0]["kind"], &records[1]["kind"]), (&"opened".into(), &"lost".into()));
     assert_eq!((&records[1]["records"], records.len()), (&1.into(), 2 + QUEUE));
     assert_eq!(records[QUEUE + 1]["effect"], format!("effect {}", QUEUE - 1));
+    assert_eq!(broken(directory.path()), None);
+}
+
+#[tokio::test]
+async fn a_disk_that_does_not_answer_is_not_waited_for() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let audit = Audit::start(settings(directory.path(), 64 << 20)).expect("a thread");
+    let later = || clock::monotonic() + Duration::from_mins(1);
+    let hangs = directory.path().join("hangs");
+    std::fs::write(&hangs, "").expect("write");
+    tokio::time::pause();
+    assert_eq!(audit.write(effect("late")).await, Err(AuditError::Late));
+    tokio::time::resume();
+    let why = loop {
+        if let Some(why) = audit.failing_at(later()) {
+            break why;
+        }
+        std::thread::yield_now();
+    };
+    assert_eq!(why.as_str(), "the disk does not answer");
+    std::fs::remove_file(&hangs).expect("remove");
+    audit.write(effect("written")).await.expect("written");
+    let records = records(directory.path());
+    assert_eq!((records.len(), &records[1]["effect"]), (3, &"late".into()));
     assert_eq!(broken(directory.path()), None);
 }
 

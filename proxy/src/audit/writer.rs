@@ -30,6 +30,9 @@ const CHECKPOINT_RECORDS: u64 = 1000;
 const CHECKPOINT_TIME: Duration = Duration::from_secs(60);
 /// How often a disk that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a record is waited for; a disk that takes longer does not answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+const SILENT: &str = "the disk does not answer";
 /// How often a full queue is tried again by who waits for its end.
 const FULL: Duration = Duration::from_millis(5);
 
@@ -46,14 +49,22 @@ pub struct Settings {
 
 /// A record could not be written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the audit cannot be written, so nothing is changed: {0}")]
-pub struct AuditError(pub String);
+pub enum AuditError {
+    /// And never will be.
+    #[error("the audit cannot be written, so nothing is changed: {0}")]
+    Refused(String),
+    /// Not in time: it may be there later.
+    #[error("the audit cannot be written, so nothing is changed: {SILENT}")]
+    Late,
+}
 
 /// The way to the writer; cheap to clone.
 #[derive(Clone)]
 pub struct Audit {
     sender: Sender<Message>,
     failing: Arc<ArcSwapOption<String>>,
+    /// Since when the writer is at the disk.
+    busy: Arc<ArcSwapOption<Instant>>,
     /// Records that found the queue full, and of which there is no record.
     overflowed: Arc<AtomicU64>,
     directory: PathBuf,
@@ -81,8 +92,14 @@ impl Audit {
     pub(super) fn with_writer(settings: Settings) -> (Self, Writer, Receiver<Message>) {
         let (sender, messages) = bounded(QUEUE);
         let writer = Writer::new(settings);
-        let (failing, overflowed) = (writer.failing.clone(), writer.overflowed.clone());
-        (Self { sender, failing, overflowed, directory: writer.settings.directory.clone() }, writer, messages)
+        let audit = Self {
+            sender,
+            failing: writer.failing.clone(),
+            busy: writer.busy.clone(),
+            overflowed: writer.overflowed.clone(),
+            directory: writer.settings.directory.clone(),
+        };
+        (audit, writer, messages)
     }
 
     /// Leaves a record without waiting for the disk; while that takes none, it is kept for later.
@@ -95,14 +112,22 @@ impl Audit {
         }
     }
 
-    /// Writes a record and returns when it is on disk. Safe to cancel: the record may then be written or not.
+    /// Writes a record and returns when it is on disk, or is not in time. Safe to cancel: the record may then be written or not.
     pub async fn write(&self, entry: Entry) -> Result<(), AuditError> {
+        let refused = |why: &str| Err(AuditError::Refused(why.to_owned()));
+        if self.is_silent(clock::monotonic()) {
+            return refused(SILENT);
+        }
         let (answer, written) = oneshot::channel();
         let message = Message { entry: Some(entry), at: clock::now(), answer: Some(answer) };
         if self.sender.try_send(message).is_err() {
-            return Err(AuditError("its writer does not keep up".to_owned()));
+            return refused("its writer does not keep up");
         }
-        written.await.unwrap_or_else(|_| Err(AuditError("its writer has ended".to_owned())))
+        match tokio::time::timeout(PATIENCE, written).await {
+            Ok(Ok(written)) => written,
+            Ok(Err(_)) => refused("its writer has ended"),
+            Err(_) => Err(AuditError::Late),
+        }
     }
 
     /// Waits until what was noted before is on disk, with a checkpoint; false where it is not after `patience`.
@@ -122,7 +147,21 @@ impl Audit {
 
     /// Why it cannot be written now; none: it can.
     pub fn failing(&self) -> Option<Arc<String>> {
-        self.failing.load_full()
+        self.failing_at(clock::monotonic())
+    }
+
+    pub(super) fn failing_at(&self, now: Instant) -> Option<Arc<String>> {
+        self.failing.load_full().or_else(|| self.is_silent(now).then(|| Arc::new(SILENT.to_owned())))
+    }
+
+    /// Whether the writer has been at the disk for longer than anybody waits.
+    fn is_silent(&self, now: Instant) -> bool {
+        self.busy.load().as_deref().is_some_and(|since| now.duration_since(*since) >= PATIENCE)
+    }
+
+    /// Whether it can be written now, for who collects metrics: a writer whose disk hangs cannot say so.
+    pub fn measure(&self) {
+        metrics::gauge!(names::AUDIT_FAILING).set(if self.failing().is_some() { 1.0 } else { 0.0 });
     }
 
     /// Where its files are.
@@ -136,6 +175,7 @@ pub(super) struct Writer {
     open: Option<Open>,
     signer: Option<Signer>,
     pub(super) failing: Arc<ArcSwapOption<String>>,
+    busy: Arc<ArcSwapOption<Instant>>,
     /// There is a record of that the audit begins.
     begun: bool,
     /// Bytes of unfinished records that were cut off, and of which there is no record.
@@ -156,6 +196,7 @@ impl Writer {
             open: None,
             signer: None,
             failing: Arc::default(),
+            busy: Arc::default(),
             begun: false,
             cut: 0,
             kept: VecDeque::new(),
@@ -168,7 +209,9 @@ impl Writer {
 
     pub(super) fn run(mut self, messages: &Receiver<Message>) {
         loop {
-            match messages.recv_timeout(RETRY) {
+            let received = messages.recv_timeout(RETRY);
+            self.busy.store(Some(Arc::new(clock::monotonic())));
+            match received {
                 Ok(first) => {
                     let mut batch = vec![first];
                     batch.extend(messages.try_iter().take(BATCH - 1));
@@ -185,6 +228,7 @@ impl Writer {
             if due && self.failing.load().is_none() {
                 self.checkpoint();
             }
+            self.busy.store(None);
         }
     }
 
@@ -209,7 +253,7 @@ impl Writer {
             match (message.answer, message.entry, &written) {
                 (Some(answer), _, written) => {
                     // Whoever waited may have gone.
-                    let _ = answer.send(written.clone().map_err(AuditError));
+                    let _ = answer.send(written.clone().map_err(AuditError::Refused));
                 }
                 (None, Some(entry), Err(_)) => self.keep(entry, message.at),
                 (None, ..) => {}
@@ -311,7 +355,6 @@ impl Writer {
             None if before.is_some() => tracing::info!("the audit can be written again"),
             _ => {}
         }
-        metrics::gauge!(names::AUDIT_FAILING).set(if failing.is_some() { 1.0 } else { 0.0 });
         self.failing.store(failing.map(Arc::new));
     }
 

@@ -14,14 +14,14 @@ use tokio_util::task::TaskTracker;
 use super::Caller;
 use crate::admin::{BODY_LIMIT, Peer, Problem};
 use crate::audit::entry::without_secrets;
-use crate::audit::{Audit, Entry, Who};
+use crate::audit::{Audit, AuditError, Entry, Who};
 
 /// Where resources are reserved.
 const RESOURCES: &str = "/api/v1/resources";
 /// Largest answer that is recorded, bytes.
 const ANSWER: usize = 4 << 10;
 
-/// Runs a call between its two records; 503 where the first cannot be written. From the first on it is one of `calls`, which goes on to
+/// Runs a call between its two records; 503 where the first cannot be written in time. From the first on it is one of `calls`, which goes on to
 /// its end although the caller has gone: a change is not left half done. `resource` is the one that its path names, as the guard read it.
 pub(super) async fn run(
     audit: &Audit,
@@ -67,7 +67,12 @@ async fn carried_out(
     next: Next,
 ) -> Response {
     if let Err(error) = audit.write(entry).await {
-        return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "audit", error.to_string()).into_response();
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        if error == AuditError::Late {
+            // Where the call is there in the end, it says that nothing came of it.
+            audit.note(outcome(status.as_u16(), error.to_string().into()));
+        }
+        return Problem::new(status, "audit", error.to_string()).into_response();
     }
     // A panic was reported where it came from.
     let response = AssertUnwindSafe(next.run(request)).catch_unwind().await;
@@ -156,6 +161,39 @@ mod tests {
             }
             tokio::task::yield_now().await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_call_that_the_disk_does_not_take_in_time_is_never_carried_out() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let settings = Settings { directory: directory.path().to_owned(), node: "n".into(), rotate: 1 << 20 };
+        let audit = Audit::start(settings).expect("a thread");
+        let recorded = {
+            let audit = audit.clone();
+            move |request: Request, next: Next| {
+                let audit = audit.clone();
+                async move { run(&audit, &TaskTracker::new(), &Caller::open(None), None, request, next).await }
+            }
+        };
+        let done = Arc::new(AtomicBool::new(false));
+        let handler = {
+            let done = done.clone();
+            async move || done.store(true, Ordering::Release)
+        };
+        let router = Router::new().route("/change", post(handler)).layer(from_fn(recorded));
+        let hangs = directory.path().join("hangs");
+        std::fs::write(&hangs, "").expect("write");
+        tokio::time::pause();
+        let request = Request::post("/change").body(Body::empty()).expect("a request");
+        let answer = router.oneshot(request).await.expect("infallible");
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        std::fs::remove_file(&hangs).expect("remove");
+        let (kinds, status) = records(directory.path(), 3).await;
+        assert_eq!(
+            (kinds, status),
+            (["opened", "call", "outcome"].map(|kind| format!("\"{kind}\"")).into(), 503.into())
+        );
+        assert!(!done.load(Ordering::Acquire));
     }
 
     #[tokio::test]
