@@ -173,6 +173,29 @@ async fn what_is_compressed_passes_as_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_dashboards_session_is_not_passed_on() {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let front = Front::start(&[], WIDE, Pool::new(0, "a", &[listener.local_addr().unwrap()])).await;
+    let mut client = TcpStream::connect(front.address).await.unwrap();
+    let request =
+        "GET / HTTP/1.1\r\nhost: a\r\ncookie: mine=1; godwit_session=secret\r\nconnection: close\r\n\r\n";
+    client.write_all(request.as_bytes()).await.unwrap();
+    let (mut endpoint, _) = listener.accept().await.unwrap();
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"\r\n\r\n") {
+        assert!(endpoint.read_buf(&mut seen).await.unwrap() > 0);
+    }
+    let seen = String::from_utf8_lossy(&seen).to_ascii_lowercase();
+    assert!(seen.contains("cookie: mine=1\r\n") && !seen.contains("secret"), "{seen}");
+    let answer = "HTTP/1.1 200 OK\r\nset-cookie: godwit_session=; max-age=0\r\nset-cookie: mine=2\r\ncontent-length: 0\r\n\r\n";
+    endpoint.write_all(answer.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(DEADLINE, client.read_to_string(&mut answer)).await.unwrap().unwrap();
+    let answer = answer.to_ascii_lowercase();
+    assert!(answer.contains("set-cookie: mine=2\r\n") && !answer.contains("godwit_session"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_access_log_has_a_line_for_each_request() {
     let raw = Raw::start().await;
     let folder = tempfile::tempdir().unwrap();

@@ -21,4 +21,5 @@ pub(super) mod table;
 
 pub use caller::{Caller, Permission, Role, Scope, Via};
 pub use identity::Identities;
+pub(crate) use session::COOKIE as SESSION;
 pub(super) use table::Routes;

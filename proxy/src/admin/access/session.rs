@@ -16,7 +16,7 @@ const LIFE: Duration = Duration::from_secs(12 * 3600);
 /// Most sessions at a time; a new one ends the oldest.
 const MOST: usize = 1000;
 /// The cookie that stands for a token.
-pub(in crate::admin) const COOKIE: &str = "godwit_session";
+pub(crate) const COOKIE: &str = "godwit_session";
 
 type Key = [u8; 32];
 

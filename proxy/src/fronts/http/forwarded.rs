@@ -14,6 +14,7 @@ use pingora::{ErrorType, OrErr, Result};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
+use super::cookies;
 use crate::traces::{Place, Traces};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -67,6 +68,7 @@ struct Seen {
     proto: bool,
     id: bool,
     trace: bool,
+    cookies: bool,
 }
 
 impl Seen {
@@ -75,6 +77,7 @@ impl Seen {
         for name in headers.keys() {
             match name.as_str() {
                 "traceparent" => seen.trace = true,
+                "cookie" => seen.cookies = true,
                 "x-request-id" => seen.id = true,
                 "x-forwarded-proto" => seen.proto = true,
                 "forwarded" => (seen.forwarded, seen.of_proxies) = (true, true),
@@ -87,13 +90,16 @@ impl Seen {
     }
 }
 
-/// Adds what the upstream should know; returns what the request is known by.
+/// Adds what the upstream should know, and takes away what it should not; returns what the request is known by.
 pub(super) fn add(request: &mut RequestHeader, caller: &Caller<'_>) -> Result<Identity> {
     let seen = Seen::of(&request.headers);
     if seen.of_proxies && !caller.trusted {
         for name in &OF_PROXIES {
             request.remove_header(name);
         }
+    }
+    if seen.cookies {
+        cookies::take_from(request)?;
     }
     let proto = if caller.secure { "https" } else { "http" };
     if let Some(client) = caller.address {

@@ -13,6 +13,7 @@ mod ahead;
 mod arrival;
 mod between;
 mod client;
+mod cookies;
 mod doors;
 mod ending;
 pub mod entrance;
@@ -203,6 +204,7 @@ impl ProxyHttp for HttpFront {
         if !response.status.is_informational() || upgraded {
             exchange.answered(response);
         }
+        cookies::take_from_answer(response)?;
         if (exchange.place.is_some() || self.routes.clients().leaving()) && !upgraded {
             // The library closes what a cutover ends, and an upgrade. A client that is told so does not send its next request into that.
             session.set_keepalive(None);
