@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::chain::{self, Tip};
+use super::verify::read_checkpoints;
 
 /// Longest record, bytes; a longer one is shortened.
 pub const LONGEST: u64 = 1 << 20;
@@ -19,14 +20,18 @@ pub fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let number = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_suffix(SUFFIX));
-        if let Some(first) = number.and_then(|number| number.parse::<u64>().ok()) {
+        if let Some(first) = first_of(&path) {
             found.push((first, path));
         }
     }
     found.sort();
     Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+/// The number of a file's first record, as its name says.
+fn first_of(path: &Path) -> Option<u64> {
+    let name = path.file_name()?.to_str()?;
+    name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok()
 }
 
 /// A line of up to [`LONGEST`] bytes without its newline; none at the end. The flag: it has a newline.
@@ -57,11 +62,13 @@ pub struct Open {
 
 impl Open {
     /// Opens the newest file of `directory`, or makes the first. A record that a crash left unfinished is cut off; one that is
-    /// whole and wrong is an error: nothing is written behind it.
-    pub fn newest(directory: &Path) -> io::Result<Self> {
+    /// whole and wrong is an error: nothing is written behind it. `known` is the last record as its writer knows it, none at its start: files
+    /// may have been taken away since.
+    pub fn newest(directory: &Path, known: Option<Tip>) -> io::Result<Self> {
         std::fs::create_dir_all(directory)?;
         let Some(path) = files(directory)?.pop() else {
-            let (file, tip) = (create(directory, 1)?, Tip::default());
+            let tip = known.unwrap_or_default();
+            let file = create(directory, tip.seq + 1)?;
             return Ok(Self { directory: directory.to_owned(), file, length: 0, tip, cut: 0 });
         };
         let file = OpenOptions::new().read(true).write(true).open(&path)?;
@@ -86,8 +93,8 @@ impl Open {
         let cut = file.metadata()?.len() - length;
         let tip = match tip {
             Some(tip) => tip,
-            // A new file whose first record never came: the one before it has the tip.
-            None => tip_before(directory, &path)?,
+            // A new file whose first record never came.
+            None => tip_before(directory, &path, known)?,
         };
         let mut open = Self { directory: directory.to_owned(), file, length, tip, cut };
         open.cut_off()?;
@@ -182,16 +189,50 @@ fn create(directory: &Path, first: u64) -> io::Result<File> {
     Ok(file)
 }
 
-fn tip_before(directory: &Path, newest: &Path) -> io::Result<Tip> {
-    let Some(path) = files(directory)?.into_iter().rev().find(|path| path != newest) else {
+/// The record that the newest file, which has none, goes on from.
+fn tip_before(directory: &Path, newest: &Path, known: Option<Tip>) -> io::Result<Tip> {
+    let before = first_of(newest).unwrap_or_default().saturating_sub(1);
+    if before == 0 {
         return Ok(Tip::default());
-    };
-    let mut reader = BufReader::new(File::open(&path)?);
+    }
+    let is_it = |tip: &Tip| tip.seq == before;
+    if let Some(tip) = known.filter(is_it) {
+        return Ok(tip);
+    }
+    let file = files(directory)?.into_iter().rev().find(|path| path != newest);
+    let last = file.map(|path| last_of(&path)).transpose()?.flatten();
+    if let Some(tip) = last.filter(is_it) {
+        return Ok(tip);
+    }
+    checkpointed(directory, before)?.ok_or_else(|| {
+        let what = format!(
+            "{}: record {before}, which it goes on from, is in no file here: put the file before it back",
+            newest.display()
+        );
+        io::Error::new(io::ErrorKind::InvalidData, what)
+    })
+}
+
+/// The last record of a file.
+fn last_of(path: &Path) -> io::Result<Option<Tip>> {
+    let mut reader = BufReader::new(File::open(path)?);
     let mut tip = None;
     while let Some((line, _)) = read_line(&mut reader)? {
         chain::check(&mut tip, &line).map_err(|broken| {
             io::Error::new(io::ErrorKind::InvalidData, format!("{}: {broken}", path.display()))
         })?;
     }
-    Ok(tip.unwrap_or_default())
+    Ok(tip)
+}
+
+/// A record of which there is a checkpoint.
+fn checkpointed(directory: &Path, seq: u64) -> io::Result<Option<Tip>> {
+    let file = match File::open(directory.join(CHECKPOINTS)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let checkpoints = read_checkpoints(file)?.unwrap_or_default();
+    let found = checkpoints.into_iter().rfind(|checkpoint| checkpoint.seq == seq && checkpoint.is_signed());
+    Ok(found.map(|checkpoint| Tip { seq, hash: checkpoint.hash }))
 }

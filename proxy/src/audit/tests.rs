@@ -212,18 +212,18 @@ fn logged(line: &str) -> String {
 #[test]
 fn what_a_crash_left_unfinished_is_cut_off_and_what_is_wrong_is_not_continued() {
     let directory = tempfile::tempdir().expect("temporary directory");
-    let mut open = Open::newest(directory.path()).expect("open");
+    let mut open = Open::newest(directory.path(), None).expect("open");
     let mut tip = open.tip.clone();
     let lines: String =
         (0..2).map(|_| chain::append(&mut tip, "n", Timestamp(0), &effect("x")).expect("a line")).collect();
     open.append(&lines, tip.clone()).expect("append");
     let path = folder::files(directory.path()).expect("files")[0].clone();
     std::fs::write(&path, format!("{lines}{{\"seq\":3,\"at\"")).expect("write");
-    let open = Open::newest(directory.path()).expect("open");
+    let open = Open::newest(directory.path(), None).expect("open");
     assert_eq!((open.tip, open.cut), (tip, 13));
     assert_eq!(std::fs::read_to_string(&path).expect("the file"), lines);
     std::fs::write(&path, lines.replacen("edge", "egde", 1).replacen('x', "y", 1)).expect("write");
-    assert!(Open::newest(directory.path()).err().expect("refused").to_string().contains("line 1"));
+    assert!(Open::newest(directory.path(), None).err().expect("refused").to_string().contains("line 1"));
 }
 
 #[tokio::test]
@@ -239,7 +239,7 @@ async fn a_checkpoint_that_a_crash_left_unfinished_makes_way_for_the_next() {
     for torn in ["{\"node\":\"edge-1\",\"se", &whole[..whole.len() / 2], &"e".repeat(9000)] {
         std::fs::write(&path, format!("{whole}{torn}")).expect("write");
         assert_eq!(broken(directory.path()), None, "{torn}");
-        Open::newest(directory.path()).expect("open").add_checkpoint(&whole).expect("added");
+        Open::newest(directory.path(), None).expect("open").add_checkpoint(&whole).expect("added");
         assert_eq!(std::fs::read_to_string(&path).expect("the file"), format!("{whole}{whole}"));
         // In the middle it is none.
         std::fs::write(&path, format!("{torn}\n{whole}")).expect("write");
@@ -278,7 +278,7 @@ async fn a_record_that_is_too_long_is_shortened_and_nothing_behind_it_is_lost() 
         audit.write(schema(1, Some("\u{1}".repeat(2 << 20)))).await.expect("written");
         audit.write(effect("behind it")).await.expect("written");
     }
-    let open = Open::newest(directory.path()).expect("open");
+    let open = Open::newest(directory.path(), None).expect("open");
     assert_eq!((open.cut, open.tip.seq), (0, 4));
     assert_eq!(broken(directory.path()), None);
     let path = folder::files(directory.path()).expect("files")[0].clone();
@@ -298,7 +298,7 @@ async fn a_record_that_is_too_long_is_shortened_and_nothing_behind_it_is_lost() 
         lines.push_str(&chain::append(&mut tip, "n", Timestamp(0), &entry).expect("a line"));
     }
     std::fs::write(&path, &lines).expect("write");
-    let refused = Open::newest(directory.path()).err().expect("refused").to_string();
+    let refused = Open::newest(directory.path(), None).err().expect("refused").to_string();
     assert!(refused.ends_with("line 1: it is longer than a record"), "{refused}");
     assert!(std::fs::read_to_string(&path).expect("the file") == lines, "it is as it was");
 }
@@ -431,6 +431,42 @@ async fn a_full_disk_takes_records_again_when_it_has_taken_one() {
         })
         .collect();
     assert_eq!(opened, [0, 4, 0]);
+}
+
+#[tokio::test]
+async fn a_file_that_has_no_record_yet_goes_on_although_the_one_before_it_was_taken_away() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    write(directory.path(), 2, 64 << 10).await;
+    let mut writer = Writer::new(settings(directory.path(), 1));
+    writer.catch_up().expect("written");
+    let full = directory.path().join("full");
+    std::fs::write(&full, "").expect("write");
+    writer.append(&[(&effect("refused"), Timestamp(0))]).expect_err("it is full");
+    let files = folder::files(directory.path()).expect("files");
+    let (last, archived) = (files.last().expect("one"), tempfile::tempdir().expect("temporary directory"));
+    for file in &files[..files.len() - 1] {
+        std::fs::rename(file, archived.path().join(file.file_name().expect("a name"))).expect("moved");
+    }
+    // The writer knows what comes before it; a program that starts does not.
+    let refused = Open::newest(directory.path(), None).err().expect("refused").to_string();
+    assert!(refused.starts_with(&format!("{}: record 4, which", last.display())), "{refused}");
+    std::fs::remove_file(&full).expect("remove");
+    writer.catch_up().expect("written");
+    assert_eq!((records(directory.path())[0]["seq"].as_u64(), broken(directory.path())), (Some(5), None));
+
+    // There may be a checkpoint of it.
+    std::fs::write(last, "").expect("write");
+    let signer = Signer::open(&directory.path().join("checkpoint.key"), "edge-1").expect("the key");
+    let tip = Tip { seq: 4, hash: "ab".repeat(32) };
+    let checkpoint = serde_json::to_string(&signer.sign(&tip, Timestamp(0))).expect("json");
+    std::fs::write(directory.path().join(folder::CHECKPOINTS), format!("{checkpoint}\n")).expect("write");
+    assert_eq!(Open::newest(directory.path(), None).expect("open").tip, tip);
+
+    // Of a disk that was replaced the chain goes on as well.
+    let replaced = tempfile::tempdir().expect("temporary directory");
+    Open::newest(replaced.path(), Some(tip)).expect("open");
+    let files = folder::files(replaced.path()).expect("files");
+    assert!(files[0].ends_with("audit-00000000000000000005.jsonl"), "{files:?}");
 }
 
 #[test]

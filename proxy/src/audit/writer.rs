@@ -12,7 +12,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bound
 use migration::units::Timestamp;
 use tokio::sync::oneshot;
 
-use super::chain;
+use super::chain::{self, Tip};
 use super::checkpoint::Signer;
 use super::entry::Entry;
 use super::folder::{LONGEST, Open};
@@ -173,6 +173,8 @@ impl Audit {
 pub(super) struct Writer {
     settings: Settings,
     open: Option<Open>,
+    /// The last record, while the folder is not open.
+    known: Option<Tip>,
     signer: Option<Signer>,
     pub(super) failing: Arc<ArcSwapOption<String>>,
     busy: Arc<ArcSwapOption<Instant>>,
@@ -194,6 +196,7 @@ impl Writer {
         Self {
             settings,
             open: None,
+            known: None,
             signer: None,
             failing: Arc::default(),
             busy: Arc::default(),
@@ -329,7 +332,8 @@ impl Writer {
 
     fn reopen(&mut self) -> Result<(), String> {
         let directory = &self.settings.directory;
-        let opened = Open::newest(directory).and_then(|open| {
+        self.known = self.open.take().map(|open| open.tip).or_else(|| self.known.take());
+        let opened = Open::newest(directory, self.known.clone()).and_then(|open| {
             let signer = Signer::open(&directory.join("checkpoint.key"), &self.settings.node)?;
             Ok((open, signer))
         });
@@ -339,10 +343,7 @@ impl Writer {
                 (self.open, self.signer) = (Some(open), Some(signer));
                 Ok(())
             }
-            Err(error) => {
-                self.open = None;
-                Err(error.to_string())
-            }
+            Err(error) => Err(error.to_string()),
         }
     }
 
