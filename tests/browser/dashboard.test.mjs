@@ -492,8 +492,34 @@ describe('a setting', { concurrency: false }, () => {
     await form.getByText('quarter end, says dashboard').waitFor();
     const migrated = await fetch(new URL('/api/v1/resources/orders/migrations', node.url), { method: 'POST' });
     assert.equal(migrated.status, 409);
-    await form.getByRole('button', { name: 'Lift' }).click();
+    const path = new URL('/api/v1/resources/orders/freeze', node.url);
+    const ordered = await fetch(path, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: '{"why": "year end"}' });
+    assert.equal(ordered.status, 200);
+    await form.getByText('year end, says').waitFor();
+    // Another one comes just when it is lifted: nobody has seen that.
+    let nth = 0;
+    await page.route('**/api/v1/freezes', (route) => {
+      nth += 1;
+      return route.fulfill({ json: [{ resource: 'orders', by: 'ann', why: `reason ${nth}`, at_ms: 1, until_ms: null }] });
+    });
+    const lift = form.getByRole('button', { name: 'Lift' });
+    await lift.click();
+    await form.getByRole('alert').filter({ hasText: 'changed since you saw it' }).waitFor();
+    await form.getByText(/reason \d+, says ann/).waitFor();
+    await page.unroute('**/api/v1/freezes');
+    await lift.click();
+    await form.getByText('year end, says').waitFor();
+    assert.equal((await node.get('/api/v1/freezes')).length, 2);
+    await lift.click();
     await form.getByText('It may move.').waitFor();
+    // One that is over is no freeze any more.
+    await page.route('**/api/v1/freezes', (route) => route.fulfill({ json: [{ resource: 'orders', by: 'ann', why: 'over', at_ms: 1, until_ms: 2 }] }));
+    const answered = page.waitForResponse('**/api/v1/freezes');
+    await page.locator('#settings > summary').click();
+    await page.locator('#settings > summary').click();
+    await answered;
+    await page.evaluate(() => new Promise((painted) => requestAnimationFrame(() => requestAnimationFrame(painted))));
+    assert.ok(await form.getByText('It may move.').isVisible());
     page.wrong = page.wrong.filter((what) => !what.includes('503'));
     await close(page);
   });

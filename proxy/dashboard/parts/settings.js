@@ -1,6 +1,7 @@
 // Loaded when it is opened. What can be changed while the resource is led: its shadow, its replication, its size, and whether it may move at all.
 import { useEffect, useState } from '../vendor/preact-hooks.js';
 import { ask, at, exchange, get, mayOperate, post } from '../api.js';
+import { now } from '../store.js';
 import { Badge, Failure, Time, html, useAction } from '../ui.js';
 
 const HOUR = 3_600_000;
@@ -22,12 +23,12 @@ const REPLICATION = () => [
 const SCALING = (value) =>
   Object.keys(value.capacity).map((zone) => ({ path: ['capacity', zone], label: `Workers in ${zone}`, kind: 'number' }));
 
-export function Forms({ view }) {
+export function Forms({ view, times }) {
   return html`<div class="settings">
     <${Section} view=${view} name="shadow" title="Shadow" fields=${SHADOW} />
     <${Section} view=${view} name="replication" title="Replication" fields=${REPLICATION} from="replication/parameters" />
     <${Section} view=${view} name="scaling" title="Scaling" fields=${SCALING} />
-    <${Freeze} view=${view} />
+    <${Freeze} view=${view} times=${times} />
   </div>`;
 }
 
@@ -46,7 +47,7 @@ function Section({ view, name, title, fields, from = name }) {
   // Somebody else, or a move, may have changed it. What was typed before the answer came is not lost by it.
   const [reading, read] = useAction(async () => {
     const answer = await look();
-    hold((now) => (now.draft ? now : { seen: answer }));
+    hold((held) => (held.draft ? held : { seen: answer }));
   });
   useEffect(() => void (draft ?? read()), [view.name, view.generation, view.phase]);
   if (!seen) return html`<div class="part"><h3>${title}</h3><${Failure} error=${reading.error} /></div>`;
@@ -93,13 +94,24 @@ function Field({ field, value, busy, onChange }) {
   </label>`;
 }
 
-function Freeze({ view }) {
-  const [freezes, setFreezes] = useState(null);
-  const ours = (all) => setFreezes(all.filter(({ resource }) => !resource || resource === view.name));
-  const [reading, read] = useAction(async () => ours(await get('/api/v1/freezes')));
-  const [ordering, order] = useAction(async (body) => ours(await post(at(view.name, '/freeze'), body)));
-  const [lifting, lift] = useAction(async () => ours(await ask('DELETE', at(view.name, '/freeze'))));
-  useEffect(() => void read(), [view.name]);
+/** Those of a resource itself, to compare: what is lifted with it. */
+const own = (freezes) => JSON.stringify(freezes.filter(({ resource }) => resource));
+
+function Freeze({ view, times }) {
+  const [seen, hold] = useState(null);
+  const ours = (all) => all.filter(({ resource }) => !resource || resource === view.name);
+  const freezes = seen?.filter(({ until_ms }) => !until_ms || until_ms > now());
+  const [reading, read] = useAction(async () => hold(ours(await get('/api/v1/freezes'))));
+  const [ordering, order] = useAction(async (body) => hold(ours(await post(at(view.name, '/freeze'), body))));
+  const [lifting, lift] = useAction(async () => {
+    const present = ours(await get('/api/v1/freezes'));
+    hold(present);
+    if (own(present) !== own(freezes)) throw new Error('what is frozen has changed since you saw it: nothing was lifted');
+    hold(ours(await ask('DELETE', at(view.name, '/freeze'))));
+  });
+  // Others freeze and lift as well; how long a freeze still lasts is no change.
+  const guard = view.decision?.guards.find(({ name }) => name === 'not frozen')?.value.replace(/for \d+ s more/g, '');
+  useEffect(() => void read(), [view.name, times, guard]);
   const submit = async (event) => {
     event.preventDefault();
     const form = event.currentTarget;
