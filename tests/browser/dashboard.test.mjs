@@ -261,6 +261,17 @@ describe('the connection', { concurrency: false }, () => {
     await close(page);
   });
 
+  test('on which nothing is said of a verification has it read each minute', async () => {
+    const last = await node.get('/api/v1/resources/orders/verification');
+    const page = await resource({ before: (fresh) => fresh.clock.install() });
+    await page.locator('#checks').getByRole('button', { name: 'Verify' }).waitFor();
+    const stopped = { ...last, state: 'stopped', why: 'stopped by ann', differences: [], notes: [], started_ms: 1, ended_ms: 2 };
+    await page.route('**/verification', (route) => route.fulfill({ json: stopped }));
+    await page.clock.fastForward(61_000);
+    await page.locator('#checks').getByText('stopped by ann').waitFor();
+    await close(page);
+  });
+
   test('over which nothing is answered says so', async () => {
     const page = await resource();
     const kept = [];
@@ -540,6 +551,9 @@ describe('the node', { concurrency: false }, () => {
     const road = await way(node.url);
     const page = await resource({ url: road.url });
     await page.evaluate(() => (window.loaded = 'once'));
+    await page.getByRole('button', { name: 'Examine' }).click();
+    const examined = page.locator('#checks').getByText(/GO.*examined at/);
+    await examined.waitFor();
     road.cut();
     await page.locator('[data-link=lost]').waitFor();
     assert.deepEqual(await findings(page), []);
@@ -549,6 +563,7 @@ describe('the node', { concurrency: false }, () => {
     await road.mend();
     await page.locator('[data-link=live]').waitFor();
     await page.locator('.lead').filter({ hasText: `${to} serves` }).waitFor();
+    await examined.waitFor({ state: 'detached' });
     await page.locator('#timeline').getByText(id).waitFor();
     await page.locator('#timeline .badge').filter({ hasText: 'retired' }).waitFor();
     const run = await node.get(`/api/v1/resources/orders/migrations/${id}`);

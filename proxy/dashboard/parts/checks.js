@@ -2,10 +2,11 @@
 import { useEffect, useState } from '../vendor/preact-hooks.js';
 import { ask, at, get, mayOperate, optional, post } from '../api.js';
 import { count, words } from '../format.js';
+import { now } from '../store.js';
 import { Badge, Card, Failure, Table, Time, html, useAction } from '../ui.js';
 
-/** How often a verification that runs is asked how far it is, ms. */
-const PACE = 1000;
+/** How often a verification is asked how far it is while it runs, and whether there is another one, ms. */
+const [PACE, REST] = [1000, 60_000];
 
 export function Checks({ view }) {
   return html`<${Card} id="checks" title="Checks">
@@ -16,14 +17,16 @@ export function Checks({ view }) {
 
 function Verification({ view }) {
   const path = at(view.name, '/verification');
-  const [last, setLast] = useState(null);
-  const read = () => optional(path).then(setLast, () => setLast((old) => old && { ...old }));
+  // Each answer, and each that did not come, has the next one asked for.
+  const [answer, setAnswer] = useState({ last: null });
+  const { last } = answer;
+  const setLast = (next) => setAnswer({ last: next });
+  const read = () => optional(path).then(setLast, () => setAnswer((old) => ({ ...old })));
   useEffect(() => void read(), [view.name, view.migration]);
   useEffect(() => {
-    if (last?.state !== 'running') return undefined;
-    const timer = setTimeout(read, PACE);
+    const timer = setTimeout(read, last?.state === 'running' ? PACE : REST);
     return () => clearTimeout(timer);
-  }, [last]);
+  }, [answer]);
   const [starting, start] = useAction(async (resume) => setLast(await post(path, { resume })));
   const [stopping, stop] = useAction(async () => setLast(await ask('DELETE', path)));
   if (!last) return null;
@@ -64,8 +67,10 @@ function verdict({ state, why, progress }) {
 }
 
 function Doctor({ view }) {
-  const [state, examine] = useAction(() => get(at(view.name, '/doctor')));
-  const found = state.result;
+  const { generation } = view;
+  const [state, examine] = useAction(async () => ({ found: await get(at(view.name, '/doctor')), at_ms: now(), generation }));
+  // After a move it is about other databases.
+  const { found, at_ms } = state.result?.generation === generation ? state.result : {};
   return html`<div class="part">
     <div class="card-head"><h3>Doctor</h3>
       <div class="tools"><button type="button" disabled=${state.busy} onClick=${() => examine()}>${state.busy ? 'Examining…' : 'Examine'}</button></div>
@@ -73,7 +78,7 @@ function Doctor({ view }) {
     <${Failure} error=${state.error} />
     <div role="status">
       ${found
-        ? html`<p><${Badge} kind=${found.go ? 'ok' : 'bad'}>${found.go ? 'GO' : 'NO-GO'}<//> ${found.findings.length ? `${found.findings.length} findings` : 'nothing is wrong'}</p>`
+        ? html`<p><${Badge} kind=${found.go ? 'ok' : 'bad'}>${found.go ? 'GO' : 'NO-GO'}<//> ${found.findings.length ? `${found.findings.length} findings` : 'nothing is wrong'}, examined at <${Time} at=${at_ms} /></p>`
         : html`<p class="muted">Are both databases ready to move, and what mends them?</p>`}
     </div>
     ${found
