@@ -18,7 +18,7 @@ export function Records({ view, times }) {
 const kind = (record) => html`<${Badge} kind=${record.kind === 'refused' || record.error ? 'bad' : ''}>${record.kind}<//>`;
 
 function said(record) {
-  if (record.kind === 'call') return `${record.method} ${record.path}${record.body ? ` ${JSON.stringify(record.body)}` : ''}`;
+  if (record.kind === 'call') return `${record.method} ${record.path}${record.query ? `?${new URLSearchParams(record.query)}` : ''}${record.body ? ` ${JSON.stringify(record.body)}` : ''}`;
   if (record.kind === 'outcome') return `${record.status}${record.answer?.detail ? `: ${record.answer.detail}` : ''}`;
   if (record.kind === 'refused') return `${record.method} ${record.path}: ${record.why}`;
   if (record.kind === 'decision') return `${record.verdict}: ${record.because}`;

@@ -54,6 +54,9 @@ pub enum Entry {
         method: String,
         /// Its path.
         path: String,
+        /// What it asks for behind that, by name, secrets left out; null where it asks for nothing.
+        #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+        query: serde_json::Value,
         /// The resource that it is about: of its path as it was understood, or the one that it reserves.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         resource: Option<String>,

@@ -56,7 +56,7 @@ pub(super) fn run(client: &Client, command: Command, output: Output) -> Result<E
             add("who", who);
             add("before", before.map(|number| number.to_string()));
             let records: Vec<Value> = client.get(&path)?;
-            show(output, &records, |records| render::audit(records))?;
+            show(output, &records, |records| list(records))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Verify { directory, checkpoints, key } => {
@@ -82,6 +82,58 @@ pub(super) fn run(client: &Client, command: Command, output: Output) -> Result<E
     }
 }
 
+/// One line per record: when, who, what.
+fn list(records: &[Value]) -> String {
+    let rows: Vec<Vec<String>> = records
+        .iter()
+        .map(|record| {
+            let text = |key: &str| record[key].as_str().unwrap_or_default().to_owned();
+            let who = record["who"]["name"].as_str().map_or_else(|| text("trigger"), str::to_owned);
+            let what = match record["kind"].as_str().unwrap_or_default() {
+                "call" | "refused" => {
+                    format!("{} {}{} {}", text("method"), text("path"), asked(&record["query"]), text("why"))
+                }
+                "outcome" => format!(
+                    "{} {}",
+                    record["status"],
+                    record["answer"]["detail"].as_str().unwrap_or_default()
+                ),
+                "decision" => format!("{}: {}: {}", text("resource"), text("verdict"), text("because")),
+                "step" => format!(
+                    "{}: {} → {} ({})",
+                    text("resource"),
+                    text("before"),
+                    text("after"),
+                    text("event")
+                ),
+                "effect" => {
+                    format!(
+                        "{}: {} {} ms {}",
+                        text("resource"),
+                        text("effect"),
+                        record["spent_ms"],
+                        text("error")
+                    )
+                }
+                _ => String::new(),
+            };
+            vec![record["seq"].to_string(), text("at"), text("kind"), who, what.trim_end().to_owned()]
+        })
+        .collect();
+    render::table(&["NUMBER", "AT", "KIND", "WHO", "WHAT"], &rows)
+}
+
+/// What a call asked for behind its path.
+fn asked(query: &Value) -> String {
+    let pairs = query.as_object().into_iter().flatten();
+    let pairs: Vec<_> = pairs
+        .map(|(key, value)| {
+            format!("{key}={}", value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+        })
+        .collect();
+    if pairs.is_empty() { String::new() } else { format!("?{}", pairs.join("&")) }
+}
+
 fn summary(findings: &Findings) -> String {
     let Findings { records, files, first, last, last_at, checkpoints, keys, broken } = findings;
     let mut text = match (first, last, last_at) {
@@ -101,4 +153,23 @@ fn summary(findings: &Findings) -> String {
         None => text.push_str("the audit is whole\n"),
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_call_is_listed_with_what_it_asked_for() {
+        let call = |query: Value| {
+            list(&[
+                json!({ "seq": 7, "at": "then", "kind": "call", "who": { "name": "ann" }, "method": "POST",
+                "path": "/api/v1/resources", "query": query }),
+            ])
+        };
+        assert!(call(json!({ "dry_run": "true" })).contains("POST /api/v1/resources?dry_run=true\n"));
+        assert!(call(Value::Null).contains("POST /api/v1/resources\n"), "{}", call(Value::Null));
+    }
 }

@@ -521,45 +521,6 @@ pub(super) fn history(runs: &[MigrationView]) -> String {
     table(&["STARTED", "RESOURCE", "ID", "MOVE", "BY", "STATE", "HELD", "COMPARED", "REASON"], &rows)
 }
 
-/// One line per record: when, who, what.
-pub(super) fn audit(records: &[serde_json::Value]) -> String {
-    let rows: Vec<Vec<String>> = records
-        .iter()
-        .map(|record| {
-            let text = |key: &str| record[key].as_str().unwrap_or_default().to_owned();
-            let who = record["who"]["name"].as_str().map_or_else(|| text("trigger"), str::to_owned);
-            let what = match record["kind"].as_str().unwrap_or_default() {
-                "call" | "refused" => format!("{} {} {}", text("method"), text("path"), text("why")),
-                "outcome" => format!(
-                    "{} {}",
-                    record["status"],
-                    record["answer"]["detail"].as_str().unwrap_or_default()
-                ),
-                "decision" => format!("{}: {}: {}", text("resource"), text("verdict"), text("because")),
-                "step" => format!(
-                    "{}: {} → {} ({})",
-                    text("resource"),
-                    text("before"),
-                    text("after"),
-                    text("event")
-                ),
-                "effect" => {
-                    format!(
-                        "{}: {} {} ms {}",
-                        text("resource"),
-                        text("effect"),
-                        record["spent_ms"],
-                        text("error")
-                    )
-                }
-                _ => String::new(),
-            };
-            vec![record["seq"].to_string(), text("at"), text("kind"), who, what.trim_end().to_owned()]
-        })
-        .collect();
-    table(&["NUMBER", "AT", "KIND", "WHO", "WHAT"], &rows)
-}
-
 pub(super) fn tokens(tokens: &[TokenView], now: Timestamp) -> String {
     let rows: Vec<Vec<String>> = tokens
         .iter()

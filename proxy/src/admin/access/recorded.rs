@@ -3,8 +3,8 @@
 use std::panic::AssertUnwindSafe;
 
 use axum::body::{Body, Bytes, HttpBody as _, to_bytes};
-use axum::extract::{ConnectInfo, Request};
-use axum::http::StatusCode;
+use axum::extract::{ConnectInfo, Query, Request};
+use axum::http::{StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt as _;
@@ -50,6 +50,7 @@ pub(super) async fn run(
         who: who.clone(),
         method: request.method().to_string(),
         path,
+        query: asked(request.uri()),
         resource: resource.clone(),
         body,
     };
@@ -124,6 +125,25 @@ async fn copied(response: Response) -> (Response, Value) {
     }
 }
 
+/// A query as it is recorded: names and values without secrets; of one that cannot be read only its length.
+fn asked(uri: &Uri) -> Value {
+    let Some(query) = uri.query() else { return Value::Null };
+    let Ok(Query(pairs)) = Query::<Vec<(String, String)>>::try_from_uri(uri) else {
+        return serde_json::json!({ "bytes": query.len() });
+    };
+    let mut asked = serde_json::Map::new();
+    for (name, value) in pairs {
+        let before = asked.remove(&name);
+        let value = match before {
+            None => value.into(),
+            Some(Value::Array(values)) => values.into_iter().chain([value.into()]).collect(),
+            Some(other) => Value::Array(vec![other, value.into()]),
+        };
+        asked.insert(name, value);
+    }
+    without_secrets(Value::Object(asked))
+}
+
 /// A body as it is recorded: JSON without secrets; of anything else only its length.
 fn content(body: &Bytes) -> Value {
     if body.is_empty() {
@@ -194,6 +214,17 @@ mod tests {
             (["opened", "call", "outcome"].map(|kind| format!("\"{kind}\"")).into(), 503.into())
         );
         assert!(!done.load(Ordering::Acquire));
+    }
+
+    #[test]
+    fn what_is_asked_for_behind_the_path_is_recorded_without_secrets() {
+        for (uri, recorded) in [
+            ("/a", "null"),
+            ("/a?dry_run=true&x", r#"{"dry_run":"true","x":""}"#),
+            ("/a?y=1&y=%32&y=3&token=gdw_x", r#"{"token":"(not recorded)","y":["1","2","3"]}"#),
+        ] {
+            assert_eq!(asked(&uri.parse().expect("a URI")).to_string(), recorded, "{uri}");
+        }
     }
 
     #[tokio::test]
