@@ -18,7 +18,7 @@ pub struct Wanted {
     pub before: u64,
     /// Only those about this resource.
     pub resource: Option<String>,
-    /// Only those of this caller.
+    /// Only those of this caller, by name or by which one it is.
     pub who: Option<String>,
 }
 
@@ -33,7 +33,10 @@ impl Wanted {
         };
         number < self.before
             && self.resource.as_ref().is_none_or(about)
-            && self.who.as_ref().is_none_or(|who| record["who"]["name"].as_str() == Some(who))
+            && self
+                .who
+                .as_ref()
+                .is_none_or(|who| ["name", "id"].iter().any(|key| record["who"][*key].as_str() == Some(who)))
     }
 }
 
@@ -122,6 +125,15 @@ mod tests {
             found.push(line);
         }
         found
+    }
+
+    #[test]
+    fn a_caller_is_found_by_name_and_by_id() {
+        let record = serde_json::json!({ "seq": 1, "who": { "name": "ann", "id": "3f8h" } });
+        for (who, found) in [(None, true), (Some("ann"), true), (Some("3f8h"), true), (Some("bob"), false)] {
+            let who = who.map(str::to_owned);
+            assert_eq!(Wanted { limit: 1, before: 2, resource: None, who }.wants(&record), found);
+        }
     }
 
     #[test]

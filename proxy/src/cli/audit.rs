@@ -19,8 +19,8 @@ pub(super) enum Command {
     List {
         /// Only about this resource.
         resource: Option<String>,
-        /// Only calls of this caller.
-        #[arg(long, value_name = "NAME")]
+        /// Only calls of this caller, by name or id.
+        #[arg(long, value_name = "WHO")]
         who: Option<String>,
         /// At most so many.
         #[arg(long, default_value_t = 20)]

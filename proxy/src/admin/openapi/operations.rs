@@ -312,7 +312,7 @@ fn node() -> Vec<Line> {
             .asks("limit", Integer, "At most so many, 1 to 1,000.")
             .asks("before", Integer, "Only records before this number.")
             .asks("resource", Text, "Only those about this one.")
-            .asks("who", Text, "Only those of this caller.")
+            .asks("who", Text, "Only those of this caller: its name, or its id.")
             .gives_objects(OK, true)
             .refuses(&[UNAVAILABLE]),
         get("/api/v1/events", "events", "What changes, as it does: docs/events.md")
