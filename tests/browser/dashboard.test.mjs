@@ -441,6 +441,12 @@ describe('a setting', { concurrency: false }, () => {
     await form.getByRole('button', { name: /^Back to/ }).click();
     await form.getByText('says policy').waitFor();
     assert.equal((await shadow()).capacity, '50%');
+    // Nobody waits for its record.
+    const recorded = ({ kind, after }) => kind === 'changed' && after.capacity === '50%';
+    while (!(await node.get('/api/v1/audit?resource=orders')).some(recorded));
+    await page.locator('#audit summary').click();
+    const changes = page.locator('#audit tbody tr').filter({ hasText: /shadow: \{.*"25%".*→.*"50%"/ });
+    await changes.filter({ hasText: 'dashboard' }).waitFor();
     await close(page);
   });
 

@@ -11,7 +11,7 @@ export function Records({ view, times }) {
   return html`<${Failure} error=${state.error} />
     ${state.result
       ? html`<${Table} label="Audit" head=${['When', 'Kind', 'What', 'Who']} empty="no record yet"
-          rows=${state.result.map((record) => [html`<${Time} at=${Date.parse(record.at)} />`, kind(record), said(record), record.who?.name ?? record.trigger ?? ''])} />`
+          rows=${state.result.map((record) => [html`<${Time} at=${Date.parse(record.at)} />`, kind(record), said(record), record.who?.name ?? record.by ?? record.trigger ?? ''])} />`
       : ''}`;
 }
 
@@ -22,6 +22,8 @@ function said(record) {
   if (record.kind === 'outcome') return `${record.status}${record.answer?.detail ? `: ${record.answer.detail}` : ''}`;
   if (record.kind === 'refused') return `${record.method} ${record.path}: ${record.why}`;
   if (record.kind === 'decision') return `${record.verdict}: ${record.because}`;
+  if (record.kind === 'changed') return `${record.section}: ${JSON.stringify(record.before)} → ${JSON.stringify(record.after)}`;
+  if (record.kind === 'schema') return record.done.join('; ');
   if (record.kind === 'step') return `${words(record.before)} → ${words(record.after)} (${record.event}), ${record.primary} serves`;
   if (record.kind === 'effect') return `${words(record.effect)}, ${ms(record.spent_ms)}${record.error ? `: ${record.error}` : ''}`;
   return '';

@@ -88,7 +88,9 @@ fn list(records: &[Value]) -> String {
         .iter()
         .map(|record| {
             let text = |key: &str| record[key].as_str().unwrap_or_default().to_owned();
-            let who = record["who"]["name"].as_str().map_or_else(|| text("trigger"), str::to_owned);
+            let who = [&record["who"]["name"], &record["by"], &record["trigger"]]
+                .into_iter()
+                .find_map(Value::as_str);
             let what = match record["kind"].as_str().unwrap_or_default() {
                 "call" | "refused" => {
                     format!("{} {}{} {}", text("method"), text("path"), asked(&record["query"]), text("why"))
@@ -99,6 +101,18 @@ fn list(records: &[Value]) -> String {
                     record["answer"]["detail"].as_str().unwrap_or_default()
                 ),
                 "decision" => format!("{}: {}: {}", text("resource"), text("verdict"), text("because")),
+                "changed" => format!(
+                    "{}: {}: {} → {}",
+                    text("resource"),
+                    text("section"),
+                    record["before"],
+                    record["after"]
+                ),
+                "schema" => {
+                    let done: Vec<_> =
+                        record["done"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+                    format!("{}: {}", text("resource"), done.join("; "))
+                }
                 "step" => format!(
                     "{}: {} → {} ({})",
                     text("resource"),
@@ -117,7 +131,13 @@ fn list(records: &[Value]) -> String {
                 }
                 _ => String::new(),
             };
-            vec![record["seq"].to_string(), text("at"), text("kind"), who, what.trim_end().to_owned()]
+            vec![
+                record["seq"].to_string(),
+                text("at"),
+                text("kind"),
+                who.unwrap_or_default().to_owned(),
+                what.trim_end().to_owned(),
+            ]
         })
         .collect();
     render::table(&["NUMBER", "AT", "KIND", "WHO", "WHAT"], &rows)
@@ -160,6 +180,22 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn what_was_changed_and_by_whom_is_listed() {
+        let changed = json!({ "kind": "changed", "resource": "orders", "by": "ann", "section": "shadow",
+            "before": { "enabled": true }, "after": { "enabled": false } });
+        let schema =
+            json!({ "kind": "schema", "resource": "orders", "done": ["CREATE TABLE a ()", "GRANT"] });
+        let listed = list(&[changed, schema]);
+        for part in [
+            "ann",
+            r#"orders: shadow: {"enabled":true} → {"enabled":false}"#,
+            "orders: CREATE TABLE a (); GRANT",
+        ] {
+            assert!(listed.contains(part), "{listed}");
+        }
+    }
 
     #[test]
     fn a_call_is_listed_with_what_it_asked_for() {
