@@ -13,7 +13,14 @@ import { Resource } from './parts/resource.js';
 
 /** The name after `#/`; none: the overview. */
 const place = signal('');
-const read = () => (place.value = decodeURIComponent(location.hash.replace(/^#\/?/, '')));
+const read = () => {
+  const name = location.hash.replace(/^#\/?/, '');
+  try {
+    place.value = decodeURIComponent(name);
+  } catch {
+    place.value = name;
+  }
+};
 addEventListener('hashchange', read);
 read();
 

@@ -11,6 +11,8 @@ const UNSEEN = 10_000;
 let source, silence, unseen;
 /** What is said while everything is read: its answer may be older. */
 let held;
+/** How often something was said of a resource whose migrations are not there yet. */
+let missed = {};
 
 /** Connects; again after the browser gave up, or after a login. */
 export function connect() {
@@ -106,7 +108,7 @@ async function reload() {
     if (held !== later) return;
     resources.value = Object.fromEntries(views.map((view) => [view.name, view]));
     views.forEach(trail);
-    runs.value = {};
+    [runs.value, missed] = [{}, {}];
     if (source?.readyState === EventSource.OPEN) link.value = 'live';
   } catch (why) {
     link.value = why.message;
@@ -117,15 +119,20 @@ async function reload() {
   later.forEach((said) => said());
 }
 
-/** For the page of this resource: others' are not kept. */
+/** For the page of this resource: others' are not kept. An answer may be older than what was said while it was waited for. */
 export async function readRuns(resource) {
-  const list = await get(at(resource, '/migrations?limit=50'));
-  runs.value = { ...runs.peek(), [resource]: list };
+  let of, before, list;
+  do {
+    [of, before] = [missed, missed[resource]];
+    list = await get(at(resource, '/migrations?limit=50'));
+  } while (missed !== of || missed[resource] !== before);
+  // Where it was asked for twice, events go on from the answer that came first.
+  if (!runs.peek()[resource]) runs.value = { ...runs.peek(), [resource]: list };
 }
 
 function migration(event) {
   const list = runs.peek()[event.resource];
-  if (!list) return;
+  if (!list) return void (missed[event.resource] = (missed[event.resource] ?? 0) + 1);
   const known = list.some((run) => run.id === event.id);
   runs.value = { ...runs.peek(), [event.resource]: withStep(list, event) };
   // What is written down beside the steps: the hold, the marker, the comparison; and steps from before we listened.

@@ -282,6 +282,37 @@ describe('the connection', { concurrency: false }, () => {
     await close(page);
   });
 
+  test('over which migrations are read anew where more is said meanwhile', async () => {
+    const other = { id: 'of-meanwhile', resource: 'orders', from: 'a', to: 'b', trigger: 'test', generation: 1 };
+    let asked = 0;
+    const page = await resource({
+      url: `${node.url}#/orders`,
+      before: async (fresh) => {
+        await listening(fresh);
+        await fresh.route('**/orders/migrations?*', async (route) => {
+          asked += 1;
+          // Said while the first answer, which does not have it, is on its way.
+          if (asked === 1) {
+            await fresh.evaluate((event) => {
+              const data = JSON.stringify({ ...event, phase: 'requested', at_ms: 1 });
+              window.sources[0].dispatchEvent(new MessageEvent('migration', { data }));
+            }, other);
+          }
+          return route.continue();
+        });
+      },
+    });
+    await page.locator('#timeline').getByText(/has not moved yet|held ·/).waitFor();
+    assert.ok(asked > 1, `asked ${asked} times`);
+    await close(page);
+  });
+
+  test('tells of a resource whose name is none', async () => {
+    const page = await open(browser, `${node.url}#/%`);
+    await page.getByText('There is no resource “%” here').waitFor();
+    await close(page);
+  });
+
   test('tells of a resource that is gone', async () => {
     const page = await resource({ url: `${node.url}#/orders`, before: listening });
     await page.evaluate(() => {
@@ -442,7 +473,7 @@ describe('a setting', { concurrency: false }, () => {
     await form.getByText('says policy').waitFor();
     assert.equal((await shadow()).capacity, '50%');
     // Nobody waits for its record.
-    const recorded = ({ kind, after }) => kind === 'changed' && after.capacity === '50%';
+    const recorded = ({ kind, after }) => kind === 'changed' && after?.capacity === '50%';
     while (!(await node.get('/api/v1/audit?resource=orders')).some(recorded));
     await page.locator('#audit summary').click();
     const changes = page.locator('#audit tbody tr').filter({ hasText: /shadow: \{.*"25%".*→.*"50%"/ });

@@ -24,7 +24,8 @@ function usePast(view) {
       const forecast = await optional(at(view.name, '/forecast'));
       if (!forecast || gone) return;
       const step = forecast.step_ms || 1000;
-      const since = past.points.at(-1)?.made_ms ?? Date.now() + skew.peek() - (STEPS + EARLIER) * step;
+      // What was missed for longer than is drawn is not asked for: there may be more of it than one answer has.
+      const since = Math.max(past.points.at(-1)?.made_ms ?? 0, Date.now() + skew.peek() - (STEPS + EARLIER) * step);
       const path = `/history?series=${SERIES.join()}&resolution=fine&limit=${ROWS}&from=${Math.round(since)}`;
       const page = await optional(at(view.name, path));
       if (!gone) setPast((old) => ({ points: merged(old.points, page, step), forecast }));
