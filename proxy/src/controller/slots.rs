@@ -522,6 +522,34 @@ impl Work {
     }
 }
 
+/// Whose old primary, its shadow, soaks after a move.
+#[cfg(test)]
+pub(super) fn soaking(state: State) -> State {
+    use migration::cutover::{Limits, Run};
+    use migration::policy::{Policy, PolicyParts};
+    let limits = Limits::of(&Policy::new(PolicyParts::default()).expect("defaults"));
+    let at = state.since;
+    let state = state.undoing("m1", limits, "x", at);
+    let run = state.run.clone().map(|run| Run {
+        from: state.shadow.clone(),
+        to: state.primary.clone(),
+        generation: state.generation,
+        held_since: Some(at),
+        fence: Some(migration::units::Position(1)),
+        guarded: true,
+        reverse_slot: true,
+        caught_up: true,
+        sequenced: true,
+        opened: true,
+        swapped: true,
+        reversed: true,
+        aborted: None,
+        lift_fence: false,
+        ..run
+    });
+    State { phase: Phase::Soaking, run, ..state }
+}
+
 #[cfg(test)]
 mod tests {
     use migration::units::{Ratio, Timestamp};
@@ -666,15 +694,13 @@ mod tests {
 
     #[test]
     fn a_way_back_that_was_undone_has_time_to_drop_its_slots_although_the_soak_is_old() {
-        use migration::cutover::{Limits, Soak};
+        use migration::cutover::Soak;
         let directory = tempfile::tempdir().expect("temporary directory");
         let journal = Journal::open(directory.path()).expect("open");
-        let limits = Limits::of(&Policy::new(migration::policy::PolicyParts::default()).expect("defaults"));
-        let mut state = State::first("orders", "a".into(), "b".into(), Timestamp(1));
-        state.phase = Phase::Shadowing;
-        let soak = state.clone().undoing("m1", limits, "x", Timestamp(1)).run.expect("a run");
-        let mut state = state.undoing("m2", limits, "x", Timestamp(86_400_000));
-        state.soaking = Some(Soak { run: soak, since: Timestamp(1) });
+        let soaking = soaking(State::first("orders", "a".into(), "b".into(), Timestamp(1)));
+        let run = soaking.run.clone().expect("a run");
+        let mut state = soaking.undoing("m2", run.limits, "x", Timestamp(86_400_000));
+        state.soaking = Some(Soak { run, since: Timestamp(1) });
         for event in [Event::FenceLifted, Event::GateOpened] {
             (state, _) =
                 migration::cutover::step(&state, event, Timestamp(86_400_000)).expect("it is undone");

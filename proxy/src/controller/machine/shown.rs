@@ -232,18 +232,12 @@ mod tests {
 
     #[test]
     fn a_soak_that_a_way_back_interrupted_lasts_once() {
-        use migration::cutover::{Event, Limits, Trigger, step};
-        use migration::policy::{Policy, PolicyParts};
-        let limits = Limits::of(&Policy::new(PolicyParts::default()).expect("defaults"));
-        let request = |id: &str| {
-            let (trigger, to) = (Trigger::Score, "b".into());
-            Event::MigrateRequested { id: id.into(), to, trigger, limits }
-        };
-        let mut state = State::first("orders", "a".into(), "b".into(), Timestamp(0));
-        state.phase = Phase::Shadowing;
-        let (mut soaking, _) = step(&state, request("m1"), Timestamp(0)).expect("requested");
-        (soaking.phase, soaking.since) = (Phase::Soaking, Timestamp(1_000));
-        let (back, _) = step(&soaking, request("m2"), Timestamp(3_000)).expect("a way back");
+        use migration::cutover::{Event, Trigger, step};
+        let state = State::first("orders", "a".into(), "b".into(), Timestamp(1_000));
+        let soaking = crate::controller::slots::soaking(state.clone());
+        let limits = soaking.run.as_ref().expect("a run").limits;
+        let request = Event::MigrateRequested { id: "m2".into(), to: "b".into(), trigger: Trigger::Score, limits };
+        let (back, _) = step(&soaking, request, Timestamp(3_000)).expect("a way back");
         assert_eq!(over(&soaking, &back, Timestamp(3_000)), []);
         let abort = Event::AbortRequested { by: "anna".into() };
         let (undoing, _) = step(&back, abort, Timestamp(4_000)).expect("it is being undone");
