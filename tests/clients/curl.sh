@@ -29,6 +29,6 @@ while ! read -r -t 0; do
   echo "round $number"
   number=$((number + 1))
   # Others need the machine, too.
-  sleep 0.05
+  sleep 0.2
 done
 echo "done $number"

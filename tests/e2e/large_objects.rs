@@ -1,5 +1,6 @@
 //! Large objects are in no stream: they follow beside it, and are all there when the shadow takes over.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -20,10 +21,10 @@ pub(crate) async fn as_role(zone: &Zone, role: &str) -> Result<Client> {
 
 /// Every large object as a client sees it, and what is known around it.
 async fn objects(zone: &Zone) -> Result<Vec<String>> {
-    let sql = "SELECT concat_ws(' ', m.oid, m.lomowner::regrole, md5(lo_get(m.oid)), length(lo_get(m.oid)), obj_description(m.oid, 'pg_largeobject'),
+    let sql = "SELECT concat_ws(' ', m.oid, m.lomowner::regrole, md5(content.body), length(content.body), obj_description(m.oid, 'pg_largeobject'),
             (SELECT string_agg(concat_ws('/', a.grantee::regrole, a.privilege_type, a.is_grantable), ',' ORDER BY a.grantee::regrole::text, a.privilege_type)
              FROM aclexplode(coalesce(m.lomacl, acldefault('L', m.lomowner))) a))
-        FROM pg_largeobject_metadata m ORDER BY m.oid";
+        FROM pg_largeobject_metadata m CROSS JOIN LATERAL (SELECT lo_get(m.oid) AS body OFFSET 0) content ORDER BY m.oid";
     let rows = as_role(zone, SUPERUSER).await?.query(sql, &[]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
@@ -110,11 +111,13 @@ pub(crate) async fn moved(leader: &mut Leader<'_>, to: &Zone) -> Result<()> {
 
 /// What was acknowledged is there.
 pub(crate) async fn there(client: &Client, written: &[(i64, String)]) -> Result<()> {
+    let ids: Vec<i64> = written.iter().map(|(id, _)| *id).collect();
+    let sql = "SELECT id, convert_from(lo_get(body), 'UTF8') FROM documents WHERE id = ANY ($1)";
+    let rows = client.query(sql, &[&ids]).await.context("documents")?;
+    let found: HashMap<i64, String> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     for (id, text) in written {
-        let sql = "SELECT convert_from(lo_get(body), 'UTF8') FROM documents WHERE id = $1";
-        let row = client.query_one(sql, &[id]).await.with_context(|| format!("document {id}"))?;
-        let found: String = row.get(0);
-        ensure!(&found == text, "document {id} is {found:.20}");
+        let found = found.get(id).with_context(|| format!("document {id} is gone"))?;
+        ensure!(found == text, "document {id} is {found:.20}");
     }
     Ok(())
 }

@@ -32,7 +32,11 @@ pub struct Client {
     token: OnceLock<Option<String>>,
     token_file: Option<PathBuf>,
     ca: Option<PathBuf>,
+    /// Keeps its connections; not yet, where nothing was asked.
+    http: OnceLock<Http>,
 }
+
+type Http = HttpClient<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 /// What the API said, when it did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +48,13 @@ impl Client {
     pub fn new(address: &str) -> Self {
         let address = address.trim_end_matches('/');
         let scheme = if address.contains("://") { "" } else { "http://" };
-        Self { address: format!("{scheme}{address}"), token: OnceLock::new(), token_file: None, ca: None }
+        Self {
+            address: format!("{scheme}{address}"),
+            token: OnceLock::new(),
+            token_file: None,
+            ca: None,
+            http: OnceLock::new(),
+        }
     }
 
     /// Shows this token, without the blanks around it; an empty one is none.
@@ -62,7 +72,7 @@ impl Client {
     /// Trusts the authorities in this PEM file, instead of the system's.
     #[must_use]
     pub fn with_ca(self, ca: Option<PathBuf>) -> Self {
-        Self { ca, ..self }
+        Self { ca, http: OnceLock::new(), ..self }
     }
 
     /// `GET`, outside a runtime.
@@ -178,14 +188,14 @@ impl Client {
         body: Option<&serde_json::Value>,
         headers: &[(&str, &str)],
     ) -> Result<(StatusCode, Bytes, http::HeaderMap)> {
-        let client: HttpClient<_, Full<Bytes>> =
-            HttpClient::builder(TokioExecutor::new()).build(self.connector()?);
+        let client = self.http()?;
         let uri: Uri = format!("{}{path}", self.address).parse().with_context(|| {
             format!(
                 "{:?} is no address of a node (--admin, GODWIT_ADMIN): HOST:PORT or https://HOST:PORT",
                 self.address
             )
         })?;
+        let reads = method == Method::GET;
         let mut request = Request::builder().method(method).uri(uri);
         if let Some(token) = self.token()? {
             let shown = HeaderValue::try_from(format!("Bearer {token}"))
@@ -207,7 +217,16 @@ impl Client {
             }
             None => Bytes::new(),
         };
-        let response = client.request(request.body(Full::new(bytes))?).await.with_context(|| {
+        let request = request.body(Full::new(bytes))?;
+        let again = reads.then(|| request.clone());
+        let mut response = client.request(request).await;
+        // A connection that was kept may end as it is used.
+        if let (Err(error), Some(request)) = (&response, again)
+            && !error.is_connect()
+        {
+            response = client.request(request).await;
+        }
+        let response = response.with_context(|| {
             format!(
                 "no godwit answers at {} (start one with godwit run, or name it with --admin)",
                 self.address
@@ -230,6 +249,14 @@ impl Client {
             None => None,
         };
         Ok(self.token.get_or_init(|| read).as_deref())
+    }
+
+    fn http(&self) -> Result<&Http> {
+        if let Some(made) = self.http.get() {
+            return Ok(made);
+        }
+        let made = HttpClient::builder(TokioExecutor::new()).build(self.connector()?);
+        Ok(self.http.get_or_init(|| made))
     }
 
     fn connector(&self) -> Result<HttpsConnector<HttpConnector>> {
