@@ -236,7 +236,8 @@ mod tests {
         let state = State::first("orders", "a".into(), "b".into(), Timestamp(1_000));
         let soaking = crate::controller::slots::soaking(state.clone());
         let limits = soaking.run.as_ref().expect("a run").limits;
-        let request = Event::MigrateRequested { id: "m2".into(), to: "b".into(), trigger: Trigger::Score, limits };
+        let request =
+            Event::MigrateRequested { id: "m2".into(), to: "b".into(), trigger: Trigger::Score, limits };
         let (back, _) = step(&soaking, request, Timestamp(3_000)).expect("a way back");
         assert_eq!(over(&soaking, &back, Timestamp(3_000)), []);
         let abort = Event::AbortRequested { by: "anna".into() };

@@ -39,10 +39,10 @@ pub(super) enum Kind {
     Insert,
     /// Many rows by COPY.
     Copy,
-    /// Columns to set; found by key, and by what no UPDATE can set.
+    /// Columns to set; found by key.
     Update(Vec<usize>),
-    /// Delete and insert again, keeping the columns that are not listed: for `GENERATED ALWAYS` identity columns, which
-    /// no UPDATE can set, where nothing watches.
+    /// The same with `GENERATED ALWAYS` identity columns, which no UPDATE can set: a row whose number is another one is deleted and
+    /// inserted again, keeping the columns that are not listed.
     Replace(Vec<usize>),
     Delete,
     /// One row, found by all its old values.
@@ -127,11 +127,11 @@ impl<'a> Planner<'a> {
             // The table was altered in between.
             if !Arc::ptr_eq(self.lanes[at].table(), table) {
                 self.lanes[at].close(&mut self.done)?;
-                self.lanes[at] = Lane::new(Arc::clone(table), self.order);
+                self.lanes[at] = Lane::new(Arc::clone(table));
             }
             return Ok(at);
         }
-        self.lanes.push(Lane::new(Arc::clone(table), self.order));
+        self.lanes.push(Lane::new(Arc::clone(table)));
         self.at.insert(table.relation.id, self.lanes.len() - 1);
         Ok(self.lanes.len() - 1)
     }

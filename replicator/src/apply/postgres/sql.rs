@@ -28,24 +28,7 @@ pub(super) fn statement(table: &Table, kind: &Kind) -> String {
             source(table, &every),
         ),
         Kind::Copy => format!("COPY {name} ({}) FROM STDIN", names(table, &every)),
-        Kind::Update(set) => {
-            let found = found(table, set);
-            let settable = set.iter().enumerate().filter(|(_, at)| !table.columns[**at].always_identity);
-            counted(&match assignments(table, settable, table.key.len()) {
-                none if none.is_empty() => {
-                    format!(
-                        "SELECT 1 FROM {} AS t, {} WHERE {found} FOR UPDATE OF t",
-                        only(table),
-                        keyed(set)
-                    )
-                }
-                some => format!(
-                    "UPDATE {} AS t SET {some} FROM {} WHERE {found} RETURNING 1",
-                    only(table),
-                    keyed(set)
-                ),
-            })
-        }
+        Kind::Update(set) => counted(&update(table, set, &keyed(set), &by_key(table, "t"))),
         Kind::Replace(set) => {
             let brought = every.iter().map(|at| match set.iter().position(|column| column == at) {
                 Some(place) => value(table, *at, table.key.len() + place),
@@ -55,19 +38,18 @@ pub(super) fn statement(table: &Table, kind: &Kind) -> String {
                 brought.chain(table.others.iter().map(|name| format!("d.{name}"))).collect();
             let columns = table.columns.iter().map(|column| &column.sql_name).chain(&table.others);
             let columns: Vec<&str> = columns.map(String::as_str).collect();
-            let source = keyed(set);
+            let (source, found, same) = (keyed(set), by_key(table, "t"), same_numbers(table, set));
             counted_with(
                 &format!(
-                    "d AS (DELETE FROM {} AS t USING {source} WHERE {} RETURNING t.*), ",
+                    "u AS ({}), d AS (DELETE FROM {} AS t USING {source} WHERE {found} AND ({same}) IS NOT TRUE RETURNING t.*), \
+                     i AS (INSERT INTO {name} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM d JOIN {source} ON {} RETURNING 1), ",
+                    update(table, set, &source, &format!("{found} AND {same}")),
                     only(table),
-                    by_key(table, "t")
-                ),
-                &format!(
-                    "INSERT INTO {name} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM d JOIN {source} ON {} RETURNING 1",
                     columns.join(", "),
                     values.join(", "),
                     by_key(table, "d"),
                 ),
+                "SELECT 1 FROM u UNION ALL SELECT 1 FROM i",
             )
         }
         Kind::Delete => counted(&format!(
@@ -192,6 +174,33 @@ fn names(table: &Table, columns: &[usize]) -> String {
     columns.iter().map(|at| table.columns[*at].sql_name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
+/// Sets what can be set in the rows that are `found`.
+fn update(table: &Table, set: &[usize], source: &str, found: &str) -> String {
+    let (table_name, settable) = (only(table), placed(set, |at| !table.columns[at].always_identity));
+    match assignments(table, settable, table.key.len()) {
+        none if none.is_empty() => {
+            format!("SELECT 1 FROM {table_name} AS t, {source} WHERE {found} FOR UPDATE OF t")
+        }
+        some => format!("UPDATE {table_name} AS t SET {some} FROM {source} WHERE {found} RETURNING 1"),
+    }
+}
+
+/// Those of these columns that are so, with their places.
+fn placed(set: &[usize], is: impl Fn(usize) -> bool) -> impl Iterator<Item = (usize, &usize)> {
+    set.iter().enumerate().filter(move |(_, at)| is(**at))
+}
+
+/// Whether a row has these numbers, which no UPDATE can set.
+fn same_numbers(table: &Table, set: &[usize]) -> String {
+    placed(set, |at| table.columns[at].always_identity)
+        .map(|(place, at)| {
+            let column = &table.columns[*at];
+            format!("t.{} {} {}", column.sql_name, column.equals, value(table, *at, table.key.len() + place))
+        })
+        .collect::<Vec<_>>()
+        .join(" AND ")
+}
+
 fn assignments<'s>(table: &Table, set: impl Iterator<Item = (usize, &'s usize)>, offset: usize) -> String {
     set.map(|(place, at)| format!("{} = {}", table.columns[*at].sql_name, value(table, *at, offset + place)))
         .collect::<Vec<_>>()
@@ -209,17 +218,6 @@ fn by_key(table: &Table, alias: &str) -> String {
         })
         .collect::<Vec<_>>()
         .join(" AND ")
-}
-
-/// By the key, and by the value of what cannot be set.
-fn found(table: &Table, set: &[usize]) -> String {
-    let fixed = set.iter().enumerate().filter(|(_, at)| table.columns[**at].always_identity);
-    let fixed = fixed.map(|(place, at)| {
-        let column = &table.columns[*at];
-        let value = value(table, *at, table.key.len() + place);
-        format!("t.{} {} {value}", column.sql_name, column.equals)
-    });
-    [by_key(table, "t")].into_iter().chain(fixed).collect::<Vec<_>>().join(" AND ")
 }
 
 /// The text of a whole row; tells NULL from an empty text.

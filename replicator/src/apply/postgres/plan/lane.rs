@@ -14,7 +14,7 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use super::statement::{Data, Statement};
-use super::{Kind, Order, Put, cells, filled};
+use super::{Kind, Put, cells, filled};
 use crate::apply::postgres::catalog::Table;
 use crate::apply::postgres::encode::{Array, CopyRows, arrays, bad_value, value};
 use crate::apply::postgres::sql;
@@ -63,15 +63,14 @@ pub(super) struct Lane<'a> {
     places: HashMap<Bytes, usize>,
     /// An update that must be written as one, after everything else.
     last: Option<(Kind, Vec<Bound<'a>>, Lsn)>,
-    order: Order,
 }
 
 /// A value of a statement with its column.
 type Bound<'a> = (usize, Cow<'a, Cell>);
 
 impl<'a> Lane<'a> {
-    pub(super) fn new(table: Arc<Table>, order: Order) -> Self {
-        Self { table, held: Vec::new(), places: HashMap::default(), last: None, order }
+    pub(super) fn new(table: Arc<Table>) -> Self {
+        Self { table, held: Vec::new(), places: HashMap::default(), last: None }
     }
 
     pub(super) fn table(&self) -> &Arc<Table> {
@@ -235,12 +234,10 @@ impl<'a> Lane<'a> {
         (kind, bound, lsn)
     }
 
-    /// Of rows that are found by key. What watches is to see an UPDATE where the source made one: another number of the
-    /// row is tried only when none is found that has this one.
+    /// Of rows that are found by key.
     fn setting(&self, set: Vec<usize>) -> Kind {
         let always = set.iter().any(|at| self.table.columns[*at].always_identity);
-        let sees = self.table.watched && self.order == Order::Net;
-        if always && !sees { Kind::Replace(set) } else { Kind::Update(set) }
+        if always { Kind::Replace(set) } else { Kind::Update(set) }
     }
 
     fn count(&mut self, row: Cow<'a, Row>, by: i64, lsn: Lsn) {

@@ -213,18 +213,14 @@ fn a_row_that_is_made_anew_for_its_identity_keeps_what_only_the_target_has() {
 }
 
 #[test]
-fn what_watches_sees_an_update_of_a_row_with_a_number_that_none_can_set() {
+fn a_row_with_a_number_that_no_update_can_set_is_updated_where_it_has_that() {
     let a = relation(1, ReplicaIdentity::Default);
-    let change = update(&a, "1", text("7"));
-    let sql = |order| {
-        let mut watched = Table { watched: true, ..table(&a, vec![0]) };
-        watched.columns[1].always_identity = true;
-        planned(std::slice::from_ref(&change), order, vec![watched])[0].sql.clone()
-    };
-    let net = sql(Order::Net);
-    assert!(net.contains("t.\"v\" OPERATOR(pg_catalog.=) u.a1") && !net.contains("DELETE"), "{net}");
-    // It has got another number.
-    assert!(sql(Order::Rows).contains("DELETE FROM"), "{}", sql(Order::Rows));
+    let mut numbered = table(&a, vec![0]);
+    numbered.columns[1].always_identity = true;
+    let sql = sql::statement(&numbered, &Kind::Replace(vec![1]));
+    let same = "t.\"v\" OPERATOR(pg_catalog.=) u.a1::pg_catalog.text";
+    assert!(sql.contains(&format!(" AND {same} FOR UPDATE OF t)")), "{sql}");
+    assert!(sql.contains(&format!(" AND ({same}) IS NOT TRUE RETURNING t.*)")), "{sql}");
 }
 
 #[test]
