@@ -70,6 +70,28 @@ refused "${metrics[@]}" "${clients[@]}" --set serviceMonitor.certificate.secret=
 refused "${metrics[@]}" "${clients[@]}" --set serviceMonitor.token.secret=x,replicas=2,config.node.lease=10s
 refused --set state.accessModes[0]=ReadWriteMany
 refused --set config.resources=null
+refused --set rbac.create=yes
+# What drivers of kind kubernetes may, where it is wanted, and nothing else.
+kube=(--set config.drivers.kube.kubernetes.namespace=shop,config.drivers.kube.kubernetes.workload=statefulset/orders,config.drivers.kube.kubernetes.cluster=db)
+helm template x "$chart" "${least[@]}" "${kube[@]}" >"$work/without.yaml" || wrong "helm template with a kubernetes driver"
+helm template x "$chart" "${least[@]}" "${kube[@]}" --set rbac.create=true >"$work/with.yaml" || wrong "helm template with rbac.create"
+"$cache/packaging/bin/python3" - "$work/without.yaml" "$work/with.yaml" <<'PY' || wrong "the rights of a kubernetes driver"
+import sys, yaml
+def of(path):
+    found = [one for one in yaml.safe_load_all(open(path)) if one]
+    (node,) = (one for one in found if one["kind"] == "StatefulSet")
+    return found, node["spec"]["template"]["spec"]["automountServiceAccountToken"]
+without, token = of(sys.argv[1])
+assert not token and not any(one["kind"].startswith("Role") for one in without), "rights that nobody asked for"
+found, token = of(sys.argv[2])
+(role,), (binding,) = ([one for one in found if one["kind"] == kind] for kind in ("Role", "RoleBinding"))
+rights = {(group, resource, *rule.get("resourceNames", ["*"])): rule["verbs"] for rule in role["rules"] for group in rule["apiGroups"] for resource in rule["resources"]}
+assert rights == {("apps", "statefulsets", "orders"): ["get", "patch"], ("apps", "statefulsets/scale", "orders"): ["get", "patch"],
+    ("", "pods", "*"): ["list"], ("postgresql.cnpg.io", "clusters", "db"): ["get", "patch"]}, rights
+(account,) = (one["metadata"]["name"] for one in found if one["kind"] == "ServiceAccount")
+assert token and role["metadata"]["namespace"] == binding["metadata"]["namespace"] == "shop"
+assert binding["roleRef"]["name"] == role["metadata"]["name"] and binding["subjects"][0]["name"] == account
+PY
 refused --set replicaCount=2
 
 # What a `process` driver starts outlives the node, has a /tmp all the time, and may be compiled as it runs.

@@ -19,7 +19,7 @@ if [ ! -x "$cache/cargo-deb/bin/cargo-deb" ]; then
   cargo install --quiet --locked --root "$cache/cargo-deb" --no-default-features --features gzip --version '^3' cargo-deb
 fi
 
-build=(cargo build --locked --profile "$profile" --package godwit --features otlp)
+build=(cargo build --locked --profile "$profile" --package godwit --features otlp,kubernetes)
 if [ "$profile" = dist ]; then
   # Panics name the crates' files, not where they lie on the machine that builds.
   home=${CARGO_HOME:-$HOME/.cargo}
