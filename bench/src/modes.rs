@@ -193,10 +193,12 @@ async fn sync(options: &Options) -> Result<()> {
 }
 
 async fn subscribe(near: &Zone, far: &Zone, database: &str, port: u16) -> Result<()> {
+    let password = near.cluster.superuser_password().context("the superuser's password")?;
     connect(far, database)
         .await?
         .batch_execute(&format!(
-            "CREATE SUBSCRIPTION native_standby CONNECTION 'host=127.0.0.1 port={port} user={SUPERUSER} dbname={database}' \
+            "CREATE SUBSCRIPTION native_standby CONNECTION \
+             'host=127.0.0.1 port={port} user={SUPERUSER} password={password} dbname={database}' \
              PUBLICATION p WITH (synchronous_commit = local, copy_data = false)"
         ))
         .await?;

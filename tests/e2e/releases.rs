@@ -28,6 +28,7 @@ async fn dumped(bin: &Path, zone: &Zone) -> Result<Vec<String>> {
             SUPERUSER,
             DATABASE,
         ])
+        .env("PGPASSWORD", zone.cluster.superuser_password().unwrap_or_default())
         .output()
         .await?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

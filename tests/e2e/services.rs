@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
-use godwit::config::model::{ProcessCluster, ProcessDriver};
+use godwit::config::model::{ProcessCluster, ProcessDriver, Trusted};
 use godwit::demo::load::{self, Load};
 use godwit::demo::orders;
 use godwit::demo::orders::schema::{self, Seed};
-use godwit::demo::zone::{self, Playground};
-use godwit::drivers::process::cluster::installed;
+use godwit::demo::zone::{self, Playground, SUPERUSER};
+use godwit::drivers::process::cluster::{Cluster, installed};
 use godwit::drivers::process::{ProcessProvisioning, Timeouts};
 use godwit::drivers::{DriverErrorKind, PlacementStatus, Provisioning};
 use godwit_tests::postgres::{TestCluster, other_major};
@@ -50,6 +50,8 @@ fn settings(home: &Path, workers: usize, ports: &[u16]) -> Result<ProcessDriver>
             bin: installed(15).context("PostgreSQL 15")?,
             data: home.join("data"),
             listen: database,
+            trusted: Trusted::Roles(["orders_app".to_owned()].into()),
+            logins: Vec::new(),
         }),
     })
 }
@@ -240,6 +242,64 @@ async fn refusals_say_which_worker_and_why() -> Result<()> {
         .await;
     assert_eq!(error.unwrap_err().kind(), DriverErrorKind::Refused);
     assert!(home.path().join("data/PG_VERSION").exists());
+    Ok(())
+}
+
+/// Whether this role gets into the cluster of this driver by TCP.
+async fn gets_in(settings: &ProcessDriver, role: &str, password: Option<&str>) -> Result<bool> {
+    let listen = settings.cluster.as_ref().context("a cluster")?.listen;
+    let mut config = tokio_postgres::Config::new();
+    config.host(listen.ip().to_string()).port(listen.port()).user(role).dbname("postgres");
+    if let Some(password) = password {
+        config.password(password);
+    }
+    Ok(config.connect(tokio_postgres::NoTls).await.is_ok())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_the_superuser_of_a_driver_s_cluster_because_he_says_so() -> Result<()> {
+    let home = directory()?;
+    let mut settings = settings(home.path(), 1, &zone::free_ports(2)?)?;
+    let made = settings.cluster.clone().context("a cluster")?;
+    let cluster =
+        Cluster { bin: made.bin, data: made.data, host: "127.0.0.1".into(), port: made.listen.port() };
+    // As an earlier version left one: open, and running.
+    cluster.init("fsync = off\n")?;
+    std::fs::remove_file(cluster.data.join("godwit.superuser"))?;
+    let driver = ProcessProvisioning::new(settings.clone());
+    let _cleanup = Cleanup(driver.clone());
+    cluster.start()?;
+    assert!(gets_in(&settings, SUPERUSER, None).await?, "it is open");
+
+    driver.provision(&"op-1".into(), &0.into()).await?;
+    let password = cluster.superuser_password().context("a password")?;
+    until("it is closed", async || Ok(!gets_in(&settings, SUPERUSER, None).await?)).await?;
+    assert!(!gets_in(&settings, SUPERUSER, Some("postgres")).await?);
+    assert!(gets_in(&settings, SUPERUSER, Some(&password)).await?);
+    assert!(gets_in(&settings, "orders_app", None).await?, "the configuration has no password for it");
+    driver.provision(&"op-2".into(), &0.into()).await?;
+    assert_eq!(cluster.superuser_password(), Some(password));
+
+    // Passwords are in the configuration from now on, its own and Godwit's, who was let in without one.
+    let mut administrator = tokio_postgres::Config::new();
+    administrator.host("127.0.0.1").port(cluster.port).user(SUPERUSER).dbname("postgres");
+    let (client, connection) = administrator
+        .password(cluster.superuser_password().context("a password")?)
+        .connect(tokio_postgres::NoTls)
+        .await?;
+    let connection = tokio::spawn(connection);
+    client.batch_execute("CREATE ROLE godwit LOGIN").await?;
+    drop(client);
+    connection.await??;
+    let made = settings.cluster.as_mut().context("a cluster")?;
+    made.trusted = Trusted::Roles([].into());
+    made.logins = vec![format!("postgres://godwit:hunter2@{}/orders", made.listen).parse()?];
+    settings.service_dsn = settings.service_dsn.replace("orders_app@", "orders_app:it's@");
+    ProcessProvisioning::new(settings.clone()).provision(&"op-3".into(), &0.into()).await?;
+    until("it is asked for it", async || Ok(!gets_in(&settings, "orders_app", None).await?)).await?;
+    assert!(gets_in(&settings, "orders_app", Some("it's")).await?);
+    assert!(gets_in(&settings, "godwit", Some("hunter2")).await?);
+    driver.deprovision(&"op-4".into()).await?;
     Ok(())
 }
 

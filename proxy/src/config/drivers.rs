@@ -1,13 +1,13 @@
 //! How placements are provisioned.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::listeners::Listeners;
 use super::load::Surroundings;
-use super::model::{Driver, ProcessCluster, ProcessDriver};
+use super::model::{Database, Driver, PostgresAuth, ProcessCluster, ProcessDriver, Resource, Trusted};
 use super::raw::Value;
 use super::secret;
 use super::walk::{Item, Section};
@@ -176,6 +176,10 @@ fn cluster_of<'a>(
     let data = section.required("data", "data: DIRECTORY of the cluster");
     let data = data.and_then(|item| item.path(around.folder));
     let listen = section.required("listen", "listen: 127.0.0.1:5432");
+    let trusts_all = match section.optional("auth") {
+        Some(item) => item.choice(&[("password", false), ("trust", true)]),
+        None => Some(false),
+    };
     section.finish();
     let listen = listen.and_then(|item| {
         let address = item.address()?;
@@ -186,5 +190,41 @@ fn cluster_of<'a>(
         listeners.add(&item, address, format!("the cluster of the driver {name}"));
         Some(address)
     });
-    Some(ProcessCluster { bin: bin?, data: data?, listen: listen? })
+    let trusted = if trusts_all? { Trusted::All } else { Trusted::Roles(BTreeSet::new()) };
+    Some(ProcessCluster { bin: bin?, data: data?, listen: listen?, trusted, logins: Vec::new() })
+}
+
+/// Lets the roles into clusters of these drivers that the configuration has no password for: the service's, Godwit's where a
+/// placement has none, and everybody where a front asks nobody for one.
+pub(super) fn trust(drivers: &mut BTreeMap<String, Driver>, resources: &BTreeMap<String, Resource>) {
+    for driver in drivers.values_mut() {
+        let Driver::Process(ProcessDriver { cluster: Some(cluster), service_dsn, .. }) = driver else {
+            continue;
+        };
+        if let Ok(dsn) = service_dsn.parse::<replicator::postgres::Dsn>() {
+            trust_without_password(cluster, &dsn);
+        }
+    }
+    for resource in resources.values() {
+        let front_trusts = resource.postgres.as_ref().is_some_and(|front| front.auth == PostgresAuth::Trust);
+        for placement in resource.placements.values() {
+            let driver = placement.driver.as_ref().and_then(|name| drivers.get_mut(name));
+            let Some(Driver::Process(ProcessDriver { cluster: Some(cluster), .. })) = driver else {
+                continue;
+            };
+            if front_trusts {
+                cluster.trusted = Trusted::All;
+            }
+            if let Some(Database { dsn, .. }) = &placement.postgres {
+                trust_without_password(cluster, dsn);
+                cluster.logins.extend(dsn.get_password().is_some().then(|| dsn.clone()));
+            }
+        }
+    }
+}
+
+fn trust_without_password(cluster: &mut ProcessCluster, dsn: &replicator::postgres::Dsn) {
+    if let (Some(role), None) = (dsn.get_user(), dsn.get_password()) {
+        cluster.trusted.add(role);
+    }
 }

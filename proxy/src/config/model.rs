@@ -1,6 +1,6 @@
 //! The validated configuration: nothing here can hold an invalid value.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -596,4 +596,26 @@ pub struct ProcessCluster {
     pub data: PathBuf,
     /// Where it listens.
     pub listen: SocketAddr,
+    /// Who needs no password there.
+    pub trusted: Trusted,
+    /// What Godwit's roles log in there with, where they have a password.
+    pub logins: Vec<Dsn>,
+}
+
+/// Who comes from this machine into a cluster of the `process` driver without a password. Its superuser never does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trusted {
+    /// These roles: those that the configuration has no password for.
+    Roles(BTreeSet<String>),
+    /// Every role.
+    All,
+}
+
+impl Trusted {
+    /// This role, too.
+    pub fn add(&mut self, role: &str) {
+        if let Self::Roles(roles) = self {
+            roles.insert(role.to_owned());
+        }
+    }
 }

@@ -16,7 +16,7 @@ use migration::policy::{Mode, ReplicationMode};
 use proptest::prelude::*;
 
 use super::load::{Surroundings, read_all};
-use super::model::{Config, Driver};
+use super::model::{Config, Driver, Trusted};
 use super::overlay::OverlayText;
 use crate::history::Retention;
 
@@ -488,6 +488,17 @@ fn drivers() {
     let config = load(&driven).expect("a driver is valid");
     let Driver::Process(process) = &config.drivers["local"] else { panic!("a process driver") };
     assert_eq!(process.ready, "/healthz");
+    let trusted = |text: &str| {
+        let config = load(text).expect("valid");
+        let Driver::Process(process) = &config.drivers["local"] else { panic!("a process driver") };
+        process.cluster.clone().expect("a cluster").trusted
+    };
+    let roles = |names: &[&str]| Trusted::Roles(names.iter().map(|&name| name.to_owned()).collect());
+    assert_eq!(trusted(&driven), roles(&["app"]), "Godwit's role has a password");
+    assert_eq!(trusted(&driven.replace(", password: { file: secret }", "")), roles(&["app", "godwit"]));
+    assert_eq!(trusted(&driven.replace(":5432 }", ":5432, auth: trust }")), Trusted::All);
+    let front = "fronts: { postgres: { listen: 127.0.0.1:6432, auth: trust }, http";
+    assert_eq!(trusted(&driven.replace("fronts: { http", front)), Trusted::All);
     assert_eq!(config.resources["orders"].placements["west"].driver.as_deref(), Some("local"));
 
     let report: Vec<String> = [

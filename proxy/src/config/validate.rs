@@ -126,6 +126,8 @@ pub(super) fn read(
     }
     slots(&all_items);
     listeners.check();
+    let mut drivers = drivers;
+    drivers::trust(&mut drivers, &resources);
     Some(Config { node: node?.node?, zones, drivers, resources, feeds })
 }
 

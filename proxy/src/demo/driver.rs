@@ -9,9 +9,9 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::zone::{DATABASE, GODWIT_ROLE, SERVICE_ROLE, govern};
-use crate::config::model::{ProcessCluster, ProcessDriver};
+use crate::config::model::{ProcessCluster, ProcessDriver, Trusted};
 use crate::drivers::contract::{LONGEST, Request, VERSION};
-use crate::drivers::process::ProcessProvisioning;
+use crate::drivers::process::{ProcessProvisioning, cluster_of};
 use crate::drivers::{
     Action, DriverError, DriverErrorKind, Operation, PlacementStatus, Provisioning, Wanted,
 };
@@ -61,7 +61,9 @@ fn not_yet(message: &str) -> Value {
 }
 
 async fn answer(options: &Options, request: &Request) -> Value {
-    let driver = ProcessProvisioning::new(settings(options, request));
+    let settings = settings(options, request);
+    let cluster = settings.cluster.as_ref().map(cluster_of);
+    let driver = ProcessProvisioning::new(settings);
     let operation =
         Operation { id: request.operation.clone().unwrap_or_default(), deadline: request.deadline() };
     let wanted = Wanted { capacity: request.capacity.unwrap_or(0), settings: request.settings.clone() };
@@ -81,10 +83,14 @@ async fn answer(options: &Options, request: &Request) -> Value {
         "provision" => {
             let _ = say(&json!({ "progress": { "done": 0.1, "message": "makes the cluster" } }));
             match driver.provision(&operation, &wanted).await {
-                Ok(status) => match govern(options.database).await {
-                    Ok(()) => Ok(status),
-                    Err(error) => return not_yet(&format!("the grants of {GODWIT_ROLE}: {error}")),
-                },
+                Ok(status) => {
+                    if let Some(cluster) = &cluster
+                        && let Err(error) = govern(cluster).await
+                    {
+                        return not_yet(&format!("the grants of {GODWIT_ROLE}: {error}"));
+                    }
+                    Ok(status)
+                }
                 failed => failed,
             }
         }
@@ -132,6 +138,8 @@ fn settings(options: &Options, request: &Request) -> ProcessDriver {
             bin: options.bin.clone(),
             data: home.join("data"),
             listen: options.database,
+            trusted: Trusted::All,
+            logins: Vec::new(),
         }),
     }
 }

@@ -19,7 +19,7 @@ use replicator::postgres::Dsn;
 use super::leftover;
 use super::orders::schema::{self, Seed};
 use super::relay::{Path, Relay};
-use crate::config::model::{ProcessCluster, ProcessDriver};
+use crate::config::model::{ProcessCluster, ProcessDriver, Trusted};
 use crate::drivers::process::ProcessProvisioning;
 use crate::drivers::process::cluster::{Cluster, ClusterError};
 use crate::drivers::{DriverError, Provisioning};
@@ -168,9 +168,7 @@ pub struct Zone {
 impl Zone {
     /// Connection parameters of the service's database for this role, past the relays.
     pub fn dsn(&self, role: &str) -> Dsn {
-        let mut dsn = Dsn::default();
-        dsn.host(self.database.ip().to_string()).port(self.database.port()).user(role).dbname(DATABASE);
-        dsn
+        dsn(&self.cluster, role)
     }
 }
 
@@ -283,6 +281,8 @@ impl Playground {
                     bin: options.bins[index].clone(),
                     data: home.join("data"),
                     listen: database,
+                    trusted: Trusted::All,
+                    logins: Vec::new(),
                 }),
             };
             let cluster = Cluster {
@@ -368,14 +368,24 @@ async fn provision(zone: &Zone, settings: &str, workers: u32) -> Result<(), Play
         .map_err(|source| PlaygroundError::Cluster { zone: zone.name.clone(), source })?;
     let provisioned = zone.provisioning.provision(&"playground".into(), &workers.into()).await;
     provisioned.map_err(|source| PlaygroundError::Driver { zone: zone.name.clone(), source })?;
-    Ok(govern(zone.database).await?)
+    Ok(govern(&zone.cluster).await?)
+}
+
+/// Of the service's database there for this role, which needs a password if it is the superuser.
+fn dsn(cluster: &Cluster, role: &str) -> Dsn {
+    let mut dsn = Dsn::default();
+    dsn.host(&cluster.host).port(cluster.port).user(role).dbname(DATABASE);
+    if role == SUPERUSER
+        && let Some(password) = cluster.superuser_password()
+    {
+        dsn.password(password);
+    }
+    dsn
 }
 
 /// Gives Godwit's role what it needs in the service's database there, and no more. Needs the database to exist.
-pub(super) async fn govern(database: SocketAddr) -> Result<(), tokio_postgres::Error> {
-    let mut dsn = Dsn::default();
-    dsn.host(database.ip().to_string()).port(database.port()).user(SUPERUSER).dbname(DATABASE);
-    let (administrator, connection) = dsn.connect(tokio_postgres::NoTls).await?;
+pub(super) async fn govern(cluster: &Cluster) -> Result<(), tokio_postgres::Error> {
+    let (administrator, connection) = dsn(cluster, SUPERUSER).connect(tokio_postgres::NoTls).await?;
     let connection = tokio::spawn(connection);
     for grant in grants(&needs()) {
         administrator.batch_execute(&grant.sql).await?;
@@ -580,7 +590,7 @@ impl Files<'_> {
             if let Some(cluster) = &driver.cluster {
                 let _ = writeln!(
                     text,
-                    "      cluster: {{bin: {}, data: {}, listen: \"{}\"}}",
+                    "      cluster: {{bin: {}, data: {}, listen: \"{}\", auth: trust}}",
                     quoted(&cluster.bin),
                     quoted(&cluster.data),
                     cluster.listen

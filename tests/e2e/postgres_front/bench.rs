@@ -27,6 +27,7 @@ pub(super) async fn make(playground: &Playground, scale: usize) -> Result<()> {
         .args(["-i", "-q", "-s", &scale.to_string(), "-U", SUPERUSER])
         // Whose tables they are: Godwit's role has its rights.
         .env("PGOPTIONS", format!("-c role={OWNER_ROLE}"))
+        .env("PGPASSWORD", playground.zones[0].cluster.superuser_password().unwrap_or_default())
         .output()?;
     ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     connect(&playground.zones[0]).await?.batch_execute(PREPARE).await?;

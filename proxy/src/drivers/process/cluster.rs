@@ -3,11 +3,14 @@
 //! PostgreSQL refuses to run as root, so every program is started as user `postgres` when the caller is root.
 //! Never deletes a directory that it did not create.
 
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use super::PASSED_ON;
+use super::{PASSED_ON, SUPERUSER};
 use crate::drivers::passed_on;
 
 /// A cluster operation failed.
@@ -155,7 +158,7 @@ impl Cluster {
         if self.exists() { Ok(()) } else { Err(ClusterError::Gone { data: self.data.clone() }) }
     }
 
-    /// Creates the cluster (superuser `postgres`, trust on loopback) with `extra` settings lines.
+    /// Creates the cluster (superuser `postgres` with a password, trust on loopback) with `extra` settings lines.
     ///
     /// Idempotent: an initialised cluster is left as it is.
     pub fn init(&self, extra: &str) -> Result<(), ClusterError> {
@@ -177,16 +180,17 @@ impl Cluster {
         if let Some(parent) = half_made.parent() {
             std::fs::create_dir_all(parent).map_err(file(parent))?;
         }
-        std::fs::write(&half_made, "initdb runs\n").map_err(file(&half_made))?;
+        let password = crate::rng::secret();
+        private(&half_made, &format!("{password}\n"))?;
         std::fs::create_dir_all(&self.data).map_err(file(&self.data))?;
         if let Some(user) = DropTo::find()? {
             user.own(&self.data)?;
         }
-        let data = self.data.display().to_string();
-        self.program(
-            "initdb",
-            &["-D", &data, "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale", "C.UTF-8"],
-        )?;
+        let (data, password_file) = (self.data.display().to_string(), half_made.display().to_string());
+        let who = ["-D", &data, "-U", SUPERUSER, "--pwfile", &password_file, "-A", "trust"];
+        let how = ["--no-sync", "-E", "UTF8", "--locale", "C.UTF-8"];
+        self.program("initdb", &[&who[..], &how[..]].concat())?;
+        self.keep_superuser_password(&password)?;
         let conf = self.data.join("postgresql.conf");
         let mut text = std::fs::read_to_string(&conf).map_err(file(&conf))?;
         text.push_str(SETTINGS);
@@ -210,7 +214,7 @@ impl Cluster {
         if empty { Ok(()) } else { Err(ClusterError::NotOurs { data: self.data.clone() }) }
     }
 
-    /// A file beside the data directory that is there while `initdb` runs.
+    /// A file beside the data directory that is there while `initdb` runs, which reads the superuser's password from it.
     fn half_made(&self) -> PathBuf {
         let mut name = self.data.clone().into_os_string();
         name.push(".half-made");
@@ -243,6 +247,12 @@ impl Cluster {
         )
     }
 
+    /// Makes the server read its files again.
+    pub(super) fn reload(&self) -> Result<(), ClusterError> {
+        let data = self.data.display().to_string();
+        self.program("pg_ctl", &["-D", &data, "reload"]).map(drop)
+    }
+
     /// Whether a server runs on the data directory.
     pub fn running(&self) -> Result<bool, ClusterError> {
         if !self.exists() {
@@ -272,7 +282,7 @@ impl Cluster {
         // Files, not pipes: pg_ctl's server would inherit a pipe and keep it open for ever.
         let capture = tempfile::tempfile()
             .map_err(|source| ClusterError::Spawn { program: program.clone(), source })?;
-        let clone = |f: &std::fs::File| {
+        let clone = |f: &File| {
             f.try_clone().map_err(|source| ClusterError::Spawn { program: program.clone(), source })
         };
         command
@@ -296,7 +306,26 @@ impl Cluster {
     }
 }
 
-fn read_from_start(mut file: std::fs::File) -> std::io::Result<Vec<u8>> {
+/// Writes a file that only the user of the database can read, in one step.
+pub(super) fn private(path: &Path, text: &str) -> Result<(), ClusterError> {
+    let user = DropTo::find()?;
+    let mut new = path.to_owned().into_os_string();
+    new.push(".new");
+    let write = || {
+        // Whatever a killed call left.
+        let _ = std::fs::remove_file(&new);
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&new)?;
+        if let Some(user) = user {
+            std::os::unix::fs::fchown(&file, Some(user.uid), Some(user.gid))?;
+        }
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&new, path)
+    };
+    write().map_err(|source| ClusterError::File { path: path.to_owned(), source })
+}
+
+fn read_from_start(mut file: File) -> std::io::Result<Vec<u8>> {
     use std::io::{Read, Seek};
     file.rewind()?;
     let mut text = Vec::with_capacity(file.metadata()?.len() as usize);

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use replicator::postgres::Dsn;
+use replicator::postgres::{Dsn, quote_ident, quote_literal};
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio_postgres::Client;
 
 use self::cluster::{Cluster, ClusterError};
 use self::workers::Workers;
@@ -23,6 +24,7 @@ use super::{
 };
 use crate::config::model::{ProcessCluster, ProcessDriver};
 
+mod access;
 pub mod cluster;
 mod identity;
 mod settings;
@@ -154,7 +156,7 @@ impl ProcessProvisioning {
                 if ledger.capacity.is_some() {
                     cluster_of(settings).check_there()?;
                 }
-                start_cluster(cluster_of(settings), settings::lines(&wanted.settings)).await?;
+                start_cluster(settings, settings::lines(&wanted.settings)).await?;
                 shared.prepare_database(settings).await?;
             }
             // First what is wanted, then the work: a process that takes over after a crash finishes it.
@@ -332,51 +334,117 @@ impl Shared {
             }
             _ => false,
         };
+        if let Some(settings) = &self.settings.cluster
+            && let Err(error) = self.restrict(settings).await
+        {
+            let why = crate::causes::chain(error);
+            tracing::warn!(listen = %settings.listen, why, "who gets into the database without a password is as it was");
+        }
         Ok(Mended { workers: workers.mend(capacity as usize)?, database })
     }
 
+    /// Nobody comes in without a password but whom the configuration trusts: of a cluster that an earlier version made, and where
+    /// somebody else is trusted by now.
+    async fn restrict(&self, settings: &ProcessCluster) -> Result<(), DriverError> {
+        let cluster = cluster_of(settings);
+        if cluster.superuser_password().is_none() && cluster.is_open()? {
+            return self.prepare_database(settings).await;
+        }
+        let trusted = settings.trusted.clone();
+        blocking(move || cluster.restrict(&trusted)).await
+    }
+
     /// The database and the role that the service's connection string names, empty and without rights of its own:
-    /// the first copy brings tables and grants.
+    /// the first copy brings tables and grants. Roles that the configuration has a password for get it, and the superuser gets a password where it has none, and then everybody needs one.
     async fn prepare_database(&self, settings: &ProcessCluster) -> Result<(), DriverError> {
-        let service: Dsn = match self.settings.service_dsn.as_str() {
-            "" => return Ok(()),
-            dsn => dsn.parse().map_err(DriverError::ServiceDsn)?,
+        let service: Option<Dsn> = match self.settings.service_dsn.as_str() {
+            "" => None,
+            dsn => Some(dsn.parse().map_err(DriverError::ServiceDsn)?),
         };
-        let database = service.get_dbname().unwrap_or(SUPERUSER).to_owned();
+        let cluster = cluster_of(settings);
+        let known = cluster.superuser_password();
+        let made = match known {
+            None if cluster.is_open()? => Some(crate::rng::secret()),
+            _ => None,
+        };
+        if let (None, None) = (&service, &made) {
+            return Ok(());
+        }
+        let database = service.as_ref().and_then(|dsn| dsn.get_dbname()).unwrap_or(SUPERUSER).to_owned();
         let failed = |source| DriverError::Database { database: database.clone(), source };
-        let (client, connection) = tokio_postgres::Config::new()
+        let mut administrator = tokio_postgres::Config::new();
+        administrator
             .host(settings.listen.ip().to_string())
             .port(settings.listen.port())
             .user(SUPERUSER)
             .dbname(SUPERUSER)
             .connect_timeout(Duration::from_secs(10))
-            .application_name("godwit")
-            .connect(tokio_postgres::NoTls)
-            .await
-            .map_err(failed)?;
+            .application_name("godwit");
+        if let Some(password) = known {
+            administrator.password(password);
+        }
+        let (client, connection) = administrator.connect(tokio_postgres::NoTls).await.map_err(failed)?;
         let connection = tokio::spawn(connection);
         let make = async {
-            for (catalogue, name, statement) in [
-                ("SELECT 1 FROM pg_roles WHERE rolname = $1", service.get_user(), "CREATE ROLE {} LOGIN"),
-                ("SELECT 1 FROM pg_database WHERE datname = $1", Some(&*database), "CREATE DATABASE {}"),
-            ] {
-                let Some(name) = name else { continue };
-                if client.query_opt(catalogue, &[&name]).await?.is_none() {
-                    let quoted = format!("\"{}\"", name.replace('"', "\"\""));
-                    client.batch_execute(&statement.replace("{}", &quoted)).await?;
-                }
+            // Whatever the primary's settings say: it is what they are asked for by.
+            client.batch_execute("SET password_encryption = 'scram-sha-256'").await?;
+            if let Some(password) = &made {
+                client.batch_execute(&format!("ALTER ROLE {SUPERUSER} PASSWORD '{password}'")).await?;
             }
-            Ok(())
+            for login in &settings.logins {
+                give_password(&client, login).await?;
+            }
+            match &service {
+                Some(service) => make_service(&client, service).await,
+                None => Ok(()),
+            }
         };
-        let made = make.await.map_err(failed);
+        let done = make.await.map_err(failed);
         drop(client);
         // Ends with the client; a late error of a connection that is no longer needed says nothing.
         let _ = connection.await;
-        made
+        done?;
+        let trusted = settings.trusted.clone();
+        blocking(move || {
+            if let Some(password) = made {
+                cluster.keep_superuser_password(&password)?;
+            }
+            cluster.restrict(&trusted)
+        })
+        .await
     }
 }
 
-fn cluster_of(settings: &ProcessCluster) -> Cluster {
+/// The role of this connection string and its database, where they are not there.
+async fn make_service(client: &Client, service: &Dsn) -> Result<(), tokio_postgres::Error> {
+    if let Some(role) = service.get_user()
+        && !give_password(client, service).await?
+    {
+        client.batch_execute(&format!("CREATE ROLE {} LOGIN", quote_ident(role))).await?;
+        give_password(client, service).await?;
+    }
+    let database = service.get_dbname().unwrap_or(SUPERUSER);
+    let there = "SELECT 1 FROM pg_database WHERE datname = $1";
+    if client.query_opt(there, &[&database]).await?.is_none() {
+        client.batch_execute(&format!("CREATE DATABASE {}", quote_ident(database))).await?;
+    }
+    Ok(())
+}
+
+/// Gives the role of this connection string the password in there, where it has none. False: there is no such role.
+async fn give_password(client: &Client, of: &Dsn) -> Result<bool, tokio_postgres::Error> {
+    let Some(role) = of.get_user() else { return Ok(false) };
+    let has_one = "SELECT rolpassword IS NOT NULL FROM pg_authid WHERE rolname = $1";
+    let has_one = client.query_opt(has_one, &[&role]).await?.map(|row| row.get::<_, bool>(0));
+    if let (Some(false), Some(password)) = (has_one, of.get_password()) {
+        let password = quote_literal(&String::from_utf8_lossy(password));
+        client.batch_execute(&format!("ALTER ROLE {} PASSWORD {password}", quote_ident(role))).await?;
+    }
+    Ok(has_one.is_some())
+}
+
+/// The cluster that these settings are about.
+pub(crate) fn cluster_of(settings: &ProcessCluster) -> Cluster {
     Cluster {
         bin: settings.bin.clone(),
         data: settings.data.clone(),
@@ -385,9 +453,15 @@ fn cluster_of(settings: &ProcessCluster) -> Cluster {
     }
 }
 
-/// Makes it with these lines of configuration where there is none yet.
-async fn start_cluster(cluster: Cluster, lines: String) -> Result<(), DriverError> {
-    blocking(move || cluster.init(&lines).and_then(|()| cluster.start())).await
+/// Makes it with these lines of configuration where there is none yet; nobody gets in before it is restricted.
+async fn start_cluster(settings: &ProcessCluster, lines: String) -> Result<(), DriverError> {
+    let (cluster, trusted) = (cluster_of(settings), settings.trusted.clone());
+    blocking(move || {
+        cluster.init(&lines)?;
+        cluster.restrict(&trusted)?;
+        cluster.start()
+    })
+    .await
 }
 
 async fn blocking(
@@ -418,6 +492,7 @@ fn try_lock(directory: &Path) -> Result<Option<File>, DriverError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::model::Trusted;
 
     #[tokio::test]
     async fn a_cluster_whose_data_is_gone_is_not_made_anew() {
@@ -432,7 +507,13 @@ mod tests {
             service_dsn: String::new(),
             environment: std::collections::BTreeMap::new(),
             ready: "/healthz".into(),
-            cluster: Some(ProcessCluster { bin, data: data.clone(), listen: closed }),
+            cluster: Some(ProcessCluster {
+                bin,
+                data: data.clone(),
+                listen: closed,
+                trusted: Trusted::All,
+                logins: Vec::new(),
+            }),
         });
         driver.shared.claim().unwrap();
         let mut ledger = Ledger::new();
