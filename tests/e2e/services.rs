@@ -15,7 +15,7 @@ use godwit::demo::orders::schema::{self, Seed};
 use godwit::demo::zone::{self, Playground, SUPERUSER};
 use godwit::drivers::process::cluster::{Cluster, installed};
 use godwit::drivers::process::{ProcessProvisioning, Timeouts};
-use godwit::drivers::{DriverErrorKind, PlacementStatus, Provisioning};
+use godwit::drivers::{DriverErrorKind, Operation, PlacementStatus, Provisioning};
 use godwit_tests::postgres::{TestCluster, other_major};
 use godwit_tests::waiting::until;
 use http_body_util::{BodyExt, Full};
@@ -215,6 +215,11 @@ async fn refusals_say_which_worker_and_why() -> Result<()> {
     assert!(said.contains("refused the connection") && said.contains("600ms"), "{said}");
     // A failed operation may be tried again under its id, and clearing up works.
     assert!(driver.provision(&"op".into(), &1.into()).await.is_err());
+    // Whatever else ends the wait: who is not ready is told before the operation's time is over.
+    let short = Operation { id: "short".into(), deadline: Duration::from_secs(2) };
+    let said = ProcessProvisioning::new(mute.clone()).provision(&short, &1.into()).await;
+    let said = said.unwrap_err().to_string();
+    assert!(said.contains("refused the connection") && said.contains("1s"), "{said}");
     driver.deprovision(&"end".into()).await?;
     assert_eq!(pid(&mute, 0), None);
 

@@ -14,6 +14,7 @@ use replicator::postgres::{Dsn, quote_ident, quote_literal};
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
 
 use self::cluster::{Cluster, ClusterError};
 use self::workers::Workers;
@@ -39,8 +40,10 @@ const PASSED_ON: [&str; 7] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", 
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// From the start of workers until all of them answer.
+    /// From the start of workers until all of them answer, at most: before the end of the operation it is told which do not.
     pub ready: Duration,
+    /// The same where nobody waits for the operation any more, and others may wait for their turn.
+    pub ready_for_nobody: Duration,
     /// Between SIGTERM and SIGKILL.
     pub stop: Duration,
     /// For another operation to end.
@@ -49,7 +52,12 @@ pub struct Timeouts {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { ready: Duration::from_secs(30), stop: Duration::from_secs(10), turn: Duration::from_mins(2) }
+        Self {
+            ready: Duration::MAX,
+            ready_for_nobody: Duration::from_secs(30),
+            stop: Duration::from_secs(10),
+            turn: Duration::from_mins(2),
+        }
     }
 }
 
@@ -131,6 +139,9 @@ impl ProcessProvisioning {
         let shared = self.shared.clone();
         let (id, wanted) = (operation.id.clone(), wanted.clone());
         let capacity = wanted.capacity;
+        let (began, deadline) = (crate::clock::tick(), operation.deadline);
+        let nobody_waits = CancellationToken::new();
+        let _waits = nobody_waits.clone().drop_guard();
         let work = to_the_end(async move {
             let most = u32::try_from(shared.settings.listen.len()).unwrap_or(u32::MAX);
             if capacity > most {
@@ -166,7 +177,16 @@ impl ProcessProvisioning {
             for index in 0..count {
                 turn.workers.ensure(index)?;
             }
-            turn.workers.await_ready(count, shared.timeouts.ready).await?;
+            let left = (deadline - deadline / 10).saturating_sub(began.elapsed());
+            let ready = shared.timeouts.ready.min(Duration::from_secs(left.as_secs()));
+            let in_vain = async {
+                nobody_waits.cancelled().await;
+                tokio::time::sleep(shared.timeouts.ready_for_nobody).await;
+            };
+            tokio::select! {
+                ready = turn.workers.await_ready(count, ready) => ready?,
+                () = in_vain => return Err(DriverError::Late { operation: id, deadline }),
+            }
             turn.workers.stop_above(count, shared.timeouts.stop).await?;
             ledger.note(&id, action, capacity);
             ledger.write(&shared.settings.directory)?;
