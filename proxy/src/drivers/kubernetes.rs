@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Client, Config};
 use serde_json::{Value, json};
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 
 use super::contract::{Outcome, Placement, Request, outside};
 use super::outside::{Carrier, Outside};
@@ -32,7 +32,8 @@ const FIXED: [&str; 2] = ["max_wal_senders", "shared_preload_libraries"];
 /// Talks to the API of one cluster.
 pub struct Kubernetes {
     settings: KubernetesDriver,
-    client: OnceCell<Client>,
+    /// What it is built from is read again after an error: an authority, a key or an address may have been replaced.
+    client: Mutex<Option<Client>>,
 }
 
 impl Kubernetes {
@@ -43,32 +44,31 @@ impl Kubernetes {
         directory: std::path::PathBuf,
     ) -> Outside {
         let every = settings.every;
-        let carrier = Self { settings, client: OnceCell::new() };
+        let carrier = Self { settings, client: Mutex::new(None) };
         Outside::new(Box::new(carrier), placement, Value::Null, directory, every)
     }
 
-    async fn client(&self) -> Result<&Client, DriverError> {
-        self.client
-            .get_or_try_init(|| async {
-                let config = match &self.settings.kubeconfig {
-                    Some(path) => {
-                        let file =
-                            Kubeconfig::read_from(path).map_err(|error| failed("kubeconfig", &error))?;
-                        let options = KubeConfigOptions {
-                            context: self.settings.context.clone(),
-                            ..KubeConfigOptions::default()
-                        };
-                        Config::from_custom_kubeconfig(file, &options)
-                            .await
-                            .map_err(|error| failed("kubeconfig", &error))?
-                    }
-                    None => {
-                        Config::incluster().map_err(|error| failed("the pod's service account", &error))?
-                    }
+    async fn client(&self) -> Result<Client, DriverError> {
+        let mut kept = self.client.lock().await;
+        if let Some(client) = &*kept {
+            return Ok(client.clone());
+        }
+        let config = match &self.settings.kubeconfig {
+            Some(path) => {
+                let file = Kubeconfig::read_from(path).map_err(|error| failed("kubeconfig", &error))?;
+                let options = KubeConfigOptions {
+                    context: self.settings.context.clone(),
+                    ..KubeConfigOptions::default()
                 };
-                Client::try_from(config).map_err(|error| failed("client", &error))
-            })
-            .await
+                Config::from_custom_kubeconfig(file, &options)
+                    .await
+                    .map_err(|error| failed("kubeconfig", &error))?
+            }
+            None => Config::incluster().map_err(|error| failed("the pod's service account", &error))?,
+        };
+        let client = Client::try_from(config).map_err(|error| failed("client", &error))?;
+        *kept = Some(client.clone());
+        Ok(client)
     }
 
     async fn workload(&self) -> Result<Option<(Api<DynamicObject>, &str)>, DriverError> {
@@ -87,7 +87,7 @@ impl Kubernetes {
 
     async fn api(&self, group: &str, version: &str, kind: &str) -> Result<Api<DynamicObject>, DriverError> {
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
-        Ok(Api::namespaced_with(self.client().await?.clone(), &self.settings.namespace, &resource))
+        Ok(Api::namespaced_with(self.client().await?, &self.settings.namespace, &resource))
     }
 
     /// Refuses an object that serves somebody else, and one that serves nobody unless it `may_claim` it.
@@ -117,19 +117,19 @@ impl Kubernetes {
         }
     }
 
-    /// Bounds what is done for `request` by its deadline.
+    /// Bounds what is done for `request` by its deadline, and forgets the client where it failed.
     async fn within(
         &self,
         request: &Request,
         work: impl Future<Output = Result<Outcome, DriverError>>,
     ) -> Result<Outcome, DriverError> {
-        match tokio::time::timeout(request.deadline(), work).await {
-            Ok(done) => done,
-            Err(_) => Err(outside(
+        let done = tokio::time::timeout(request.deadline(), work).await.unwrap_or_else(|_| {
+            Err(outside(
                 DriverErrorKind::NotReady,
                 format!("{}: {} was not done within {:?}", self.name(), request.verb, request.deadline()),
-            )),
-        }
+            ))
+        });
+        done
     }
 
     async fn operate(&self, request: &Request) -> Result<Outcome, DriverError> {
@@ -152,28 +152,58 @@ impl Kubernetes {
         }
         if request.verb == "deprovision" {
             // Workers first: none may see its database go.
-            self.until(request, |outcome| outcome.ready == Some(0)).await?;
+            self.until(request, workers, |_| true).await?;
+            self.until_gone().await?;
             if let Some((api, name)) = self.cluster().await? {
                 merge(&api, name, &cluster_patch("on", None, &BTreeMap::new())).await?;
             }
             return self.look(request).await;
         }
-        self.until(request, |outcome| outcome.ready == Some(workers) && outcome.database == Some(true)).await
+        let outcome = self.until(request, workers, |outcome| outcome.database == Some(true)).await?;
+        if workers == 0 {
+            self.until_gone().await?;
+        }
+        Ok(outcome)
     }
 
-    /// Looks until it is so; the caller's deadline ends it.
+    /// Looks until so many workers are ready and it is so; the caller's deadline ends it.
     async fn until(
         &self,
         request: &Request,
+        workers: u32,
         reached: impl Fn(&Outcome) -> bool,
     ) -> Result<Outcome, DriverError> {
         loop {
             let outcome = self.look(request).await?;
-            if reached(&outcome) {
+            if outcome.ready == Some(workers) && reached(&outcome) {
                 return Ok(outcome);
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    /// Waits until the workload has no pod: one that is ending is no replica any more, and still has its sessions.
+    async fn until_gone(&self) -> Result<(), DriverError> {
+        let Some((api, name)) = self.workload().await? else { return Ok(()) };
+        let scale = api.get_scale(name).await.map_err(|error| of_api(name, &error))?;
+        let selector =
+            scale.status.and_then(|status| status.selector).filter(|selector| !selector.is_empty());
+        let Some(selector) = selector else {
+            return Err(outside(
+                DriverErrorKind::Failed,
+                format!("{name} does not say which pods are its own"),
+            ));
+        };
+        let pods = self.api("", "v1", "Pod").await?;
+        // What has ended may be kept for its logs.
+        let left = ListParams::default()
+            .labels(&selector)
+            .fields("status.phase!=Succeeded,status.phase!=Failed")
+            .limit(1);
+        while !pods.list(&left).await.map_err(|error| of_api("pods", &error))?.items.is_empty() {
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
     }
 
     async fn look(&self, request: &Request) -> Result<Outcome, DriverError> {

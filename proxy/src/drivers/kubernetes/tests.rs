@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
@@ -12,7 +12,12 @@ use super::super::{Action, Operation, PlacementStatus, Provisioning, Wanted};
 use super::*;
 use crate::config::model::Workload;
 
-/// Objects by kind and name; pods become ready as soon as they are wanted.
+/// Of the deployment: what says which pods are its own.
+const SELECTOR: &str = "app=orders";
+/// How many of its pods are still ending: one less each time somebody looks.
+const ENDING: &str = "pods that are ending";
+
+/// Objects by name; pods become ready as soon as they are wanted.
 #[derive(Clone, Default)]
 struct Server(Arc<Mutex<BTreeMap<String, Value>>>);
 
@@ -66,18 +71,23 @@ impl Server {
         self.driver_of(Some(workload), Some(1), home).await
     }
 
-    async fn driver_of(
-        &self,
-        workload: Option<Workload>,
-        instances: Option<u32>,
-        home: &std::path::Path,
-    ) -> Outside {
+    /// Where it answers from now on.
+    async fn serve(&self) -> std::net::SocketAddr {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let scaled = |object: &Value| {
             json!({ "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": object["metadata"],
                 "spec": { "replicas": object["spec"]["replicas"] },
-                "status": { "replicas": object["spec"]["replicas"] } })
+                "status": { "replicas": object["spec"]["replicas"], "selector": SELECTOR } })
+        };
+        let pods = |State(server): State<Self>, Query(query): Query<BTreeMap<String, String>>| async move {
+            assert_eq!(query["labelSelector"], SELECTOR);
+            let mut all = server.0.lock().unwrap();
+            let ending = all.get(ENDING).and_then(Value::as_u64).unwrap_or(0);
+            all.insert(ENDING.to_owned(), json!(ending.saturating_sub(1)));
+            let pod = json!({ "kind": "Pod", "apiVersion": "v1", "metadata": { "name": "orders-1" } });
+            let items = if ending > 0 { vec![pod] } else { vec![] };
+            Json(json!({ "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items }))
         };
         let read = |State(server): State<Self>, Path(name): Path<String>| async move {
             let all = server.0.lock().unwrap();
@@ -85,6 +95,9 @@ impl Server {
         };
         let change = |State(server): State<Self>, Path(name): Path<String>, Json(patch): Json<Value>| async move {
             let mut all = server.0.lock().unwrap();
+            let ending = all.get(ENDING).and_then(Value::as_u64).unwrap_or(0);
+            let asleep = patch["metadata"]["annotations"][HIBERNATION] == "on";
+            assert!(!asleep || ending == 0, "{ending} pods see their database go");
             let Some(object) = all.get_mut(&name) else { return missing(&name) };
             merged(object, &patch);
             settle(object);
@@ -107,6 +120,7 @@ impl Server {
         let router = Router::new()
             .route(deployments, get(read).patch(change))
             .route(&format!("{deployments}/scale"), get(read_scale).patch(change_scale))
+            .route("/api/v1/namespaces/shop/pods", get(pods))
             .route("/apis/postgresql.cnpg.io/v1/namespaces/shop/clusters/{name}", get(read).patch(change))
             // A merge patch has a media type of its own.
             .layer(axum::middleware::map_request(|mut request: axum::extract::Request| async move {
@@ -118,9 +132,19 @@ impl Server {
         tokio::spawn(async move { axum::serve(listener, router).await });
         // Whoever else in this process made it: there is one.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let config = Config::new(format!("http://{address}").parse().unwrap());
+        address
+    }
+
+    async fn driver_of(
+        &self,
+        workload: Option<Workload>,
+        instances: Option<u32>,
+        home: &std::path::Path,
+    ) -> Outside {
+        let file = home.join("kubeconfig");
+        kubeconfig(&file, self.serve().await);
         let settings = KubernetesDriver {
-            kubeconfig: None,
+            kubeconfig: Some(file),
             context: None,
             namespace: "shop".into(),
             workload,
@@ -131,13 +155,19 @@ impl Server {
             deadline: Duration::from_secs(10),
             password: None,
         };
-        let carrier = Kubernetes { settings, client: OnceCell::new() };
-        carrier.client.set(Client::try_from(config).unwrap()).ok().unwrap();
         let names = DatabaseNames { name: "orders".into(), role: "godwit".into(), app_roles: vec![] };
         let placement =
             Placement { resource: "orders".into(), zone: "b".into(), full: 4, database: Some(names) };
-        Outside::new(Box::new(carrier), placement, Value::Null, home.to_owned(), Duration::from_secs(15))
+        Kubernetes::driver(settings, placement, home.to_owned())
     }
+}
+
+fn kubeconfig(file: &std::path::Path, server: std::net::SocketAddr) {
+    let text = json!({ "apiVersion": "v1", "kind": "Config", "current-context": "it",
+        "clusters": [{ "name": "it", "cluster": { "server": format!("http://{server}") } }],
+        "users": [{ "name": "it", "user": {} }],
+        "contexts": [{ "name": "it", "context": { "cluster": "it", "user": "it" } }] });
+    std::fs::write(file, text.to_string()).unwrap();
 }
 
 fn deployment(annotations: Value) -> Value {
@@ -243,4 +273,19 @@ async fn a_cluster_keeps_its_instances_where_none_are_configured() {
     driver.provision(&Operation::new("op"), &1.into()).await.unwrap();
     assert_eq!(server.object("orders-db")["spec"]["instances"], 3);
     assert_eq!(server.object("orders-db")["metadata"]["annotations"][HIBERNATION], "off");
+}
+
+#[tokio::test]
+async fn workers_are_gone_when_their_pods_are() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Server::with(&[deployment(json!({})), cluster()]);
+    let driver = server.driver(home.path()).await;
+    driver.provision(&Operation::new("op-1"), &1.into()).await.unwrap();
+    let end = || server.0.lock().unwrap().insert(ENDING.to_owned(), json!(2));
+    end();
+    driver.scale(&Operation::new("op-2"), 0).await.unwrap();
+    assert_eq!(server.object(ENDING), 0);
+    end();
+    driver.deprovision(&Operation::new("op-3")).await.unwrap();
+    assert_eq!(server.object("orders-db")["metadata"]["annotations"][HIBERNATION], "on");
 }
