@@ -175,6 +175,16 @@ impl Kubernetes {
     ) -> Result<Outcome, DriverError> {
         loop {
             let outcome = self.look(request).await?;
+            if let Some(other) = outcome.capacity.filter(|capacity| *capacity != workers) {
+                return Err(outside(
+                    DriverErrorKind::Failed,
+                    format!(
+                        "{}: something else set the replicas to {other} while {} wants {workers}: an autoscaler?",
+                        self.name(),
+                        request.verb
+                    ),
+                ));
+            }
             if outcome.ready == Some(workers) && reached(&outcome) {
                 return Ok(outcome);
             }

@@ -114,6 +114,9 @@ impl Server {
             let Some(object) = all.get_mut(&name) else { return missing(&name) };
             merged(object, &patch);
             settle(object);
+            if let Some(most) = object["metadata"]["annotations"]["most"].as_u64() {
+                object["spec"]["replicas"] = json!(most);
+            }
             (StatusCode::OK, Json(scaled(object)))
         };
         let deployments = "/apis/apps/v1/namespaces/shop/deployments/{name}";
@@ -288,4 +291,13 @@ async fn workers_are_gone_when_their_pods_are() {
     end();
     driver.deprovision(&Operation::new("op-3")).await.unwrap();
     assert_eq!(server.object("orders-db")["metadata"]["annotations"][HIBERNATION], "on");
+}
+
+#[tokio::test]
+async fn an_autoscaler_is_told_of() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Server::with(&[deployment(json!({ "most": 2 })), cluster()]);
+    let driver = server.driver(home.path()).await;
+    let error = driver.provision(&Operation::new("op"), &4.into()).await.unwrap_err().to_string();
+    assert!(error.contains("set the replicas to 2") && error.contains("wants 4"), "{error}");
 }
