@@ -129,6 +129,9 @@ impl Kubernetes {
                 format!("{}: {} was not done within {:?}", self.name(), request.verb, request.deadline()),
             ))
         });
+        if done.is_err() {
+            self.client.lock().await.take();
+        }
         done
     }
 

@@ -301,3 +301,17 @@ async fn an_autoscaler_is_told_of() {
     let error = driver.provision(&Operation::new("op"), &4.into()).await.unwrap_err().to_string();
     assert!(error.contains("set the replicas to 2") && error.contains("wants 4"), "{error}");
 }
+
+#[tokio::test]
+async fn what_says_how_to_reach_it_is_read_again_after_an_error() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Server::with(&[deployment(json!({})), cluster()]);
+    let driver = server.driver(home.path()).await;
+    let file = home.path().join("kubeconfig");
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let right = std::fs::read_to_string(&file).unwrap();
+    kubeconfig(&file, nobody);
+    driver.provision(&Operation::new("op"), &1.into()).await.unwrap_err();
+    std::fs::write(&file, right).unwrap();
+    assert_eq!(driver.provision(&Operation::new("op"), &1.into()).await.unwrap().ready, 1);
+}
