@@ -114,8 +114,8 @@ impl Server {
             let Some(object) = all.get_mut(&name) else { return missing(&name) };
             merged(object, &patch);
             settle(object);
-            if let Some(most) = object["metadata"]["annotations"]["most"].as_u64() {
-                object["spec"]["replicas"] = json!(most);
+            if let Some(most) = object["metadata"]["annotations"]["most"].as_str() {
+                object["spec"]["replicas"] = json!(most.parse::<u32>().unwrap());
             }
             (StatusCode::OK, Json(scaled(object)))
         };
@@ -296,7 +296,7 @@ async fn workers_are_gone_when_their_pods_are() {
 #[tokio::test]
 async fn an_autoscaler_is_told_of() {
     let home = tempfile::tempdir().unwrap();
-    let server = Server::with(&[deployment(json!({ "most": 2 })), cluster()]);
+    let server = Server::with(&[deployment(json!({ "most": "2" })), cluster()]);
     let driver = server.driver(home.path()).await;
     let error = driver.provision(&Operation::new("op"), &4.into()).await.unwrap_err().to_string();
     assert!(error.contains("set the replicas to 2") && error.contains("wants 4"), "{error}");
