@@ -274,7 +274,14 @@ async fn nobody_is_the_superuser_of_a_driver_s_cluster_because_he_says_so() -> R
     let driver = ProcessProvisioning::new(settings.clone());
     let _cleanup = Cleanup(driver.clone());
     cluster.start()?;
-    assert!(gets_in(&settings, SUPERUSER, None).await?, "it is open");
+    let mut careless = settings.clone();
+    let comes_as_it = format!("postgres://{SUPERUSER}@{}/orders", made.listen).parse()?;
+    careless.cluster.as_mut().context("a cluster")?.logins = vec![comes_as_it];
+    ProcessProvisioning::new(careless).provision(&"op-0".into(), &0.into()).await?;
+    assert!(
+        gets_in(&settings, SUPERUSER, None).await?,
+        "nobody is shut out whom the configuration lets come"
+    );
 
     driver.provision(&"op-1".into(), &0.into()).await?;
     let password = cluster.superuser_password().context("a password")?;

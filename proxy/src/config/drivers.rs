@@ -217,7 +217,7 @@ pub(super) fn trust(drivers: &mut BTreeMap<String, Driver>, resources: &BTreeMap
             }
             if let Some(Database { dsn, .. }) = &placement.postgres {
                 trust_without_password(cluster, dsn);
-                cluster.logins.extend(dsn.get_password().is_some().then(|| dsn.clone()));
+                cluster.logins.push(dsn.clone());
             }
         }
     }

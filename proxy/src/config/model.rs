@@ -598,7 +598,7 @@ pub struct ProcessCluster {
     pub listen: SocketAddr,
     /// Who needs no password there.
     pub trusted: Trusted,
-    /// What Godwit's roles log in there with, where they have a password.
+    /// How Godwit itself logs in there.
     pub logins: Vec<Dsn>,
 }
 

@@ -79,6 +79,12 @@ pub enum DriverError {
         /// Each worker that did not.
         workers: Vec<UnreadyWorker>,
     },
+    /// The configuration comes as the superuser, and has no password for it.
+    #[error(
+        "service.dsn or postgres.dsn comes as the superuser and without a password, so that everybody on this machine can: give it a password, or \
+         better a role of its own"
+    )]
+    SuperuserWithoutPassword,
     /// The deadline passed.
     #[error("operation {operation} was not done within {deadline:?}")]
     Late {
@@ -129,7 +135,9 @@ impl DriverError {
             Self::Busy { .. } => DriverErrorKind::Busy,
             Self::NotReady { .. } | Self::Late { .. } => DriverErrorKind::NotReady,
             Self::Outside { kind, .. } => *kind,
-            Self::Cluster(_) | Self::Database { .. } | Self::Io { .. } => DriverErrorKind::Failed,
+            Self::SuperuserWithoutPassword | Self::Cluster(_) | Self::Database { .. } | Self::Io { .. } => {
+                DriverErrorKind::Failed
+            }
         }
     }
 }

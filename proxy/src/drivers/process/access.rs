@@ -5,6 +5,8 @@
 
 use std::path::PathBuf;
 
+use replicator::postgres::Dsn;
+
 use super::SUPERUSER;
 use super::cluster::{Cluster, ClusterError, private};
 use crate::config::model::Trusted;
@@ -62,6 +64,11 @@ impl Cluster {
             read => read.map_err(|source| ClusterError::File { path, source }),
         }
     }
+}
+
+/// The logins that come as the superuser.
+pub(super) fn of_superuser<'d>(logins: impl Iterator<Item = &'d Dsn>) -> Vec<&'d Dsn> {
+    logins.filter(|login| login.get_user() == Some(SUPERUSER)).collect()
 }
 
 /// A line as `initdb -A trust` writes it.

@@ -24,6 +24,7 @@ use super::{
     DriverError, Endpoint, Operation, PlacementStatus, Plan, Provisioning, Wanted, to_the_end, within,
 };
 use crate::config::model::{ProcessCluster, ProcessDriver};
+use crate::lock::lock;
 
 mod access;
 pub mod cluster;
@@ -72,6 +73,8 @@ struct Shared {
     settings: ProcessDriver,
     timeouts: Timeouts,
     workers: Arc<Mutex<Workers>>,
+    /// Why everybody still gets into the database, as it was told last.
+    still_open: std::sync::Mutex<Option<String>>,
 }
 
 /// What `supervise` mended.
@@ -102,7 +105,9 @@ impl ProcessProvisioning {
             settings.directory = absolute;
         }
         let workers = Arc::new(Mutex::new(Workers::new(settings.clone())));
-        Self { shared: Arc::new(Shared { settings, timeouts, workers }) }
+        Self {
+            shared: Arc::new(Shared { settings, timeouts, workers, still_open: std::sync::Mutex::default() }),
+        }
     }
 
     /// Starts what died since: workers (not awaited, and ever later while one keeps dying) and the database.
@@ -354,13 +359,25 @@ impl Shared {
             }
             _ => false,
         };
-        if let Some(settings) = &self.settings.cluster
-            && let Err(error) = self.restrict(settings).await
-        {
-            let why = crate::causes::chain(error);
-            tracing::warn!(listen = %settings.listen, why, "who gets into the database without a password is as it was");
+        if let Some(settings) = &self.settings.cluster {
+            let why = self.restrict(settings).await.err().map(crate::causes::chain);
+            let mut told = lock(&self.still_open);
+            if *told != why {
+                if let Some(why) = &why {
+                    tracing::warn!(listen = %settings.listen, why, "who gets into the database without a password is as it was");
+                }
+                *told = why;
+            }
         }
         Ok(Mended { workers: workers.mend(capacity as usize)?, database })
+    }
+
+    /// How the service logs in; none: the driver does not know.
+    fn service(&self) -> Result<Option<Dsn>, DriverError> {
+        match self.settings.service_dsn.as_str() {
+            "" => Ok(None),
+            dsn => dsn.parse().map(Some).map_err(DriverError::ServiceDsn),
+        }
     }
 
     /// Nobody comes in without a password but whom the configuration trusts: of a cluster that an earlier version made, and where
@@ -368,6 +385,12 @@ impl Shared {
     async fn restrict(&self, settings: &ProcessCluster) -> Result<(), DriverError> {
         let cluster = cluster_of(settings);
         if cluster.superuser_password().is_none() && cluster.is_open()? {
+            let service = self.service()?;
+            let as_superuser = access::of_superuser(settings.logins.iter().chain(&service));
+            if as_superuser.iter().any(|login| login.get_password().is_none()) {
+                // It serves: nobody is shut out who is known to come.
+                return Err(DriverError::SuperuserWithoutPassword);
+            }
             return self.prepare_database(settings).await;
         }
         let trusted = settings.trusted.clone();
@@ -375,16 +398,21 @@ impl Shared {
     }
 
     /// The database and the role that the service's connection string names, empty and without rights of its own:
-    /// the first copy brings tables and grants. Roles that the configuration has a password for get it, and the superuser gets a password where it has none, and then everybody needs one.
+    /// the first copy brings tables and grants. Roles that the configuration has a password for get it; the superuser gets one where it
+    /// has none, and from then on everybody needs one.
     async fn prepare_database(&self, settings: &ProcessCluster) -> Result<(), DriverError> {
-        let service: Option<Dsn> = match self.settings.service_dsn.as_str() {
-            "" => None,
-            dsn => Some(dsn.parse().map_err(DriverError::ServiceDsn)?),
-        };
+        let service = self.service()?;
         let cluster = cluster_of(settings);
         let known = cluster.superuser_password();
-        let made = match known {
-            None if cluster.is_open()? => Some(crate::rng::secret()),
+        let as_superuser = access::of_superuser(settings.logins.iter().chain(&service));
+        let shut_out = as_superuser.iter().any(|login| login.get_password().is_none());
+        let given = as_superuser.iter().find_map(|login| login.get_password());
+        let given = given.map(|password| String::from_utf8_lossy(password).into_owned());
+        let made = match (&known, given) {
+            (Some(known), Some(given)) if *known != given => Some(given),
+            (None, given) if !shut_out && cluster.is_open()? => {
+                Some(given.unwrap_or_else(crate::rng::secret))
+            }
             _ => None,
         };
         if let (None, None) = (&service, &made) {
@@ -408,8 +436,12 @@ impl Shared {
         let make = async {
             // Whatever the primary's settings say: it is what they are asked for by.
             client.batch_execute("SET password_encryption = 'scram-sha-256'").await?;
+            // The other side may be away, whom commits wait for.
+            client.batch_execute("SET synchronous_commit = local").await?;
             if let Some(password) = &made {
-                client.batch_execute(&format!("ALTER ROLE {SUPERUSER} PASSWORD '{password}'")).await?;
+                client
+                    .batch_execute(&format!("ALTER ROLE {SUPERUSER} PASSWORD {}", quote_literal(password)))
+                    .await?;
             }
             for login in &settings.logins {
                 give_password(&client, login).await?;
