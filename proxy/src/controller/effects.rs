@@ -79,6 +79,8 @@ pub struct Hands {
     /// Has it begin anew, and says why.
     pub(super) begins_anew: Box<dyn Fn(String) + Send + Sync>,
     reports: mpsc::UnboundedSender<Report>,
+    /// By zone: why what is there is not its driver's yet.
+    pub(crate) unadopted: std::sync::Mutex<BTreeMap<String, Failure>>,
     /// What the last fence told so far: the sequences to set.
     pub(super) fenced: watch::Sender<Fenced>,
     /// When the gate began to close for the run under way.
@@ -148,6 +150,7 @@ impl Hands {
             me,
             begins_anew,
             reports,
+            unadopted: std::sync::Mutex::default(),
             fenced: watch::Sender::default(),
             held_since: std::sync::Mutex::default(),
             fencing: Mutex::default(),

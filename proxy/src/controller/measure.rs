@@ -456,6 +456,9 @@ impl Measure {
                 problems.push(format!("driver of {zone}: {why}"));
             }
         }
+        for (zone, why) in &*lock(&hands.unadopted) {
+            problems.push(format!("what runs in {zone} is not its driver's yet: {why}"));
+        }
         for (zone, found) in &watched.blockers {
             match found {
                 Ok(found) => problems.extend(found.iter().map(|what| format!("not migratable: {what}"))),

@@ -1,7 +1,7 @@
 //! The `kubernetes` driver: the scale of a Deployment or StatefulSet, and a Cluster of CloudNativePG.
 //!
 //! The objects are there, made by whoever owns their manifests; this driver only brings them to a size. An object carries
-//! the annotation `godwit.dev/placement` of whom it serves, set when it is provisioned or found as the primary's: one with another's is refused. To
+//! the annotation `godwit.dev/placement` of whom it serves, set when something is asked of it or it is found as the primary's: one with another's is refused. To
 //! deprovision is to scale to nothing and to hibernate the cluster, whose volumes stay.
 
 use std::collections::BTreeMap;
@@ -90,13 +90,12 @@ impl Kubernetes {
         Ok(Api::namespaced_with(self.client().await?, &self.settings.namespace, &resource))
     }
 
-    /// Refuses an object that serves somebody else, and one that serves nobody unless it `may_claim` it.
+    /// Refuses an object that serves somebody else. One that serves nobody is this placement's from now on: its ledger has been asked whether it is.
     async fn claim(
         &self,
         api: &Api<DynamicObject>,
         name: &str,
         request: &Request,
-        may_claim: bool,
     ) -> Result<(), DriverError> {
         let mine = format!("{}.{}", request.placement.resource, request.placement.zone);
         let object = api.get(name).await.map_err(|error| of_api(name, &error))?;
@@ -106,14 +105,10 @@ impl Kubernetes {
                 DriverErrorKind::Refused,
                 format!("{name} serves {owner} ({OURS}), not {mine}: it is left alone"),
             )),
-            None if may_claim => {
+            None => {
                 let patch = json!({ "metadata": { "annotations": { OURS: mine } } });
                 merge(api, name, &patch).await
             }
-            None => Err(outside(
-                DriverErrorKind::Refused,
-                format!("{name} has no {OURS}: it was not provisioned by Godwit"),
-            )),
         }
     }
 
@@ -139,7 +134,7 @@ impl Kubernetes {
         let workers = if request.verb == "deprovision" { 0 } else { request.capacity.unwrap_or(0) };
         let provisions = request.verb == "provision";
         if let Some((api, name)) = self.cluster().await? {
-            self.claim(&api, name, request, provisions).await?;
+            self.claim(&api, name, request).await?;
             // The database has its own size, and is put to sleep last: what is scaled are workers.
             if provisions {
                 let instances = self.settings.instances;
@@ -147,7 +142,7 @@ impl Kubernetes {
             }
         }
         if let Some((api, name)) = self.workload().await? {
-            self.claim(&api, name, request, provisions).await?;
+            self.claim(&api, name, request).await?;
             let patch = Patch::Merge(json!({ "spec": { "replicas": workers } }));
             api.patch_scale(name, &PatchParams::default(), &patch)
                 .await
@@ -331,7 +326,7 @@ impl Carrier for Kubernetes {
     async fn adopt(&self, request: &Request) -> Result<Outcome, DriverError> {
         let work = async {
             for (api, name) in [self.cluster().await?, self.workload().await?].into_iter().flatten() {
-                self.claim(&api, name, request, true).await?;
+                self.claim(&api, name, request).await?;
             }
             self.look(request).await
         };

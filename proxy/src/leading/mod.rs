@@ -3,6 +3,7 @@
 //! Most are there from the start. A resource that the API reserves joins while the node runs, on a listener of its own or
 //! as another host of one that is there; one that is dropped leaves again.
 
+mod adopting;
 mod anew;
 pub mod changes;
 pub mod comparison;
@@ -27,14 +28,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
-use migration::cutover::{Capacity, State};
+use migration::cutover::State;
 use migration::units::{Generation, Timestamp, Zone};
 use replicator::lead::Candidate;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::audit::{Audit, Entry as Audited};
-use crate::causes::chain;
 use crate::clock;
 use crate::config::model::{Config, Driver, OutsideDriver, Resource, Way};
 use crate::controller::ResourceHandle;
@@ -54,7 +54,7 @@ use crate::drivers::exec::Exec;
 use crate::drivers::outside::{Carrier, Outside};
 use crate::drivers::process::ProcessProvisioning;
 use crate::drivers::webhook::Webhook;
-use crate::drivers::{self, Operation, Provisioning, contract};
+use crate::drivers::{self, Provisioning, contract};
 use crate::feeds::external::board::FeedBoard;
 use crate::feeds::learning::Learner;
 use crate::fronts::health;
@@ -433,9 +433,8 @@ impl Leading {
             own.spawn(front.mirror.clone().serve(stop.clone()));
             own.spawn(stop.clone().run_until_cancelled_owned(health::keep(front.clone())));
         }
-        adopt_primary(&hands, &state, &stop, &own);
         let (machine, handle) = Machine::new(
-            hands,
+            hands.clone(),
             state,
             measure,
             slots,
@@ -449,6 +448,7 @@ impl Leading {
             },
         );
         machine.follow_beside(&stop);
+        adopting::begin(&hands, &handle.view, &stop, &own);
         let stopped = stop.clone();
         own.spawn(async move {
             Box::pin(machine.run(stopped)).await;
@@ -539,30 +539,6 @@ fn ledger_directory(state: &Path, resource: &str, zone: &str) -> std::path::Path
 /// Where drivers outside have their ledgers.
 pub fn drivers_directory(state: &Path) -> std::path::PathBuf {
     state.join(DRIVERS)
-}
-
-/// The primary runs on without us.
-fn adopt_primary(hands: &Arc<Hands>, state: &State, stop: &CancellationToken, tasks: &TaskTracker) {
-    let (primary, generation) = (&state.primary, state.generation);
-    let Some(driver) = hands.drivers.get(&*primary.0).cloned() else { return };
-    let workers = hands.workers(primary, Capacity::Full);
-    let (zone, name, hands) = (primary.clone(), hands.resource.name.clone(), Arc::clone(hands));
-    // Nobody who drops the resource waits for its driver.
-    tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
-        let operation = Operation { id: format!("adopt-{}", crate::rng::id()), deadline: driver.deadline };
-        match driver.does.adopt(&operation, workers).await {
-            Ok(status) => {
-                tracing::info!(resource = %name, %zone, ready = status.ready, "primary adopted");
-                if let Err(why) = hands.find_primary(&zone, generation).await {
-                    tracing::error!(resource = %name, %zone, %why, "where the primary is is not known");
-                }
-            }
-            Err(error) => {
-                let why = chain(error);
-                tracing::error!(resource = %name, %zone, %why, "the primary's driver failed");
-            }
-        }
-    }));
 }
 
 #[cfg(test)]

@@ -382,6 +382,27 @@ fn requests_go_to_where_the_driver_says_by_now_that_the_primary_is() {
 }
 
 #[test]
+fn a_primarys_driver_that_fails_at_the_start_is_asked_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let known = Endpoint { http: vec!["127.0.0.1:6".into()], dsn: None };
+    let made = Made { capacity: Some(1), endpoint: Some(known) };
+    made.keep(&ledger_directory(&folder.path().join("state"), "shop", "far")).unwrap();
+    let driver = "[ -e \"$0.go\" ] || { echo '{\"error\": {\"kind\": \"failed\", \"message\": \"not now\"}}'; exit; }\n\
+                  echo '{\"result\": {\"ready\": 1, \"capacity\": 1, \"database\": true, \"http\": [\"127.0.0.1:7\"]}}'\n";
+    let policy =
+        "mode: observe\nscore: { step: 200ms, horizon: 10s, sustain: 1s }\nshadow: { enabled: false }\n";
+    let whole = Whole::start(folder.path(), DRIVEN, driver, policy, &at("far", "near", 2));
+    let upstreams = || whole.front.pool.load().upstreams();
+    let fails = |view: &ResourceView| {
+        view.problems.iter().any(|problem| problem.starts_with("what runs in far is not its driver's yet"))
+    };
+    whole.until("it fails", fails);
+    std::fs::write(folder.path().join("driver.sh.go"), "").unwrap();
+    whole.until("it is asked again", |_| upstreams() == ["127.0.0.1:7".parse().unwrap()]);
+    whole.until("nothing is wrong with it", |view| !fails(view));
+}
+
+#[test]
 fn that_a_shadow_could_not_be_given_more_workers_is_said_until_it_has_them() {
     let folder = tempfile::tempdir().unwrap();
     let driver = "read -r request\n\

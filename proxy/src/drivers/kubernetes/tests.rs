@@ -267,6 +267,28 @@ async fn a_primary_is_claimed_and_keeps_its_size() {
 }
 
 #[tokio::test]
+async fn a_primary_that_could_not_be_claimed_is_scaled_and_ended_all_the_same() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Server::with(&[]);
+    let driver = server.driver(home.path()).await;
+    driver.adopt(&Operation::new("adopt"), 4).await.unwrap_err();
+    let mut database = cluster();
+    database["spec"]["instances"] = json!(3);
+    database["metadata"]["annotations"] = json!({});
+    for mut object in [deployment(json!({})), database] {
+        settle(&mut object);
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        server.0.lock().unwrap().insert(name, object);
+    }
+    assert_eq!(driver.scale(&Operation::new("scale"), 2).await.unwrap().ready, 2);
+    for name in ["orders", "orders-db"] {
+        assert_eq!(server.object(name)["metadata"]["annotations"], json!({ OURS: "orders.b" }));
+    }
+    driver.deprovision(&Operation::new("end")).await.unwrap();
+    assert_eq!(server.object("orders-db")["metadata"]["annotations"][HIBERNATION], "on");
+}
+
+#[tokio::test]
 async fn a_cluster_keeps_its_instances_where_none_are_configured() {
     let home = tempfile::tempdir().unwrap();
     let mut database = cluster();
