@@ -23,6 +23,7 @@ use super::fencing::Fenced;
 use super::large_objects::LargeObjects;
 use super::live::Live;
 use super::mirrored;
+use super::reconfigure::Staff;
 use super::streams::Streams;
 use super::unlogged::UnloggedRows;
 use crate::audit::Audit;
@@ -81,6 +82,7 @@ pub struct Hands {
     reports: mpsc::UnboundedSender<Report>,
     /// By zone: why what is there is not its driver's yet.
     pub(crate) unadopted: std::sync::Mutex<BTreeMap<String, Failure>>,
+    pub(super) staff: std::sync::Mutex<Staff>,
     /// What the last fence told so far: the sequences to set.
     pub(super) fenced: watch::Sender<Fenced>,
     /// When the gate began to close for the run under way.
@@ -151,6 +153,7 @@ impl Hands {
             begins_anew,
             reports,
             unadopted: std::sync::Mutex::default(),
+            staff: std::sync::Mutex::default(),
             fenced: watch::Sender::default(),
             held_since: std::sync::Mutex::default(),
             fencing: Mutex::default(),

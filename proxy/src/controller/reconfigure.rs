@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use migration::cutover::{Capacity, Effect, Event, Phase, Run, State};
 use migration::policy::{MirrorRules, Policy};
-use migration::units::Zone;
+use migration::units::{Generation, Zone};
 use tokio::sync::oneshot;
 
 use super::machine::Machine;
@@ -12,11 +12,14 @@ use super::retirement::Aside;
 use super::{Denied, Persist};
 use crate::clock;
 use crate::config::model::Resource;
+use crate::lock::lock;
 use crate::telemetry::metrics as telemetry;
 
 /// Keys of the tasks that bring workers to their numbers.
 const ADJUST: &str = "adjust";
 pub(super) const ADJUST_SHADOW: &str = "adjust_shadow";
+/// Between two times that a primary's driver is asked for the workers that it should have.
+const FILL: Duration = Duration::from_secs(20);
 /// How long a shadow may have more workers than it should: they may be ending, and its driver is asked every few seconds.
 const CROWDED: Duration = Duration::from_secs(20);
 
@@ -70,6 +73,40 @@ impl Crowded {
         if let Some((.., done)) = &mut self.asked {
             *done = true;
         }
+    }
+}
+
+/// What is known of the workers of a primary that took over.
+#[derive(Debug, Default)]
+pub(super) struct Staff {
+    /// Of the generation in which it did.
+    generation: Option<Generation>,
+    /// Its driver has given it all that it should have.
+    is_whole: bool,
+    /// When that was last asked for, beside the takeover.
+    asked: Option<Instant>,
+}
+
+impl Staff {
+    pub(super) fn of(generation: Generation, is_whole: bool) -> Self {
+        Self { generation: Some(generation), is_whole, asked: None }
+    }
+
+    fn lacks(&self, generation: Generation) -> bool {
+        self.generation == Some(generation) && !self.is_whole
+    }
+
+    /// Whether its driver is to be asked for the rest now.
+    fn is_due(&mut self, now: Instant) -> bool {
+        let due = !self.is_whole && self.asked.is_none_or(|asked| now.duration_since(asked) >= FILL);
+        if due {
+            self.asked = Some(now);
+        }
+        due
+    }
+
+    fn is_filled_up(&mut self, generation: Generation) {
+        self.is_whole |= self.generation == Some(generation);
     }
 }
 
@@ -176,6 +213,9 @@ impl Machine {
         let task = tokio::spawn(async move {
             match hands.adjust(&zone, capacity, &state).await {
                 Ok(()) => {
+                    if capacity == Capacity::Full {
+                        lock(&hands.staff).is_filled_up(state.generation);
+                    }
                     let _ = tell.send(Aside::Done(key));
                 }
                 Err(why) => {
@@ -187,9 +227,42 @@ impl Machine {
         self.replace_task(key, task);
     }
 
+    /// A primary that took over with fewer workers than it should have is given the rest: its driver may have refused, or this process
+    /// may not have been there to ask. Once: what becomes of them then is left as it is.
+    fn fill_up(&mut self) {
+        if self.state.run.is_some() || self.is_running(ADJUST) {
+            return;
+        }
+        let (zone, generation) = (self.state.primary.clone(), self.state.generation);
+        let is_due = {
+            let mut staff = lock(&self.hands.staff);
+            if staff.generation != Some(generation) {
+                // Another process led when it took over.
+                let Some((asked, _)) = self.measure.asked_for(&zone).filter(|_| self.after_loss) else {
+                    return;
+                };
+                *staff = Staff::of(generation, asked >= self.hands.workers(&zone, Capacity::Full));
+            }
+            staff.is_due(clock::monotonic())
+        };
+        if is_due {
+            self.bring(ADJUST, zone, Capacity::Full);
+        }
+    }
+
+    /// That a primary took over with too few workers, in words.
+    pub(super) fn lacks_workers(&self) -> Option<String> {
+        let primary = &self.state.primary;
+        lock(&self.hands.staff).lacks(self.state.generation).then(|| {
+            let full = self.hands.workers(primary, Capacity::Full);
+            format!("{primary} took over with too few workers: its driver is asked for {full}")
+        })
+    }
+
     /// A shadow that keeps more workers than it should has fewer again: after an undone move its driver may have refused, or this process
     /// may not have been there to ask. A primary that was lost is left as it is.
     pub(super) fn thin_out(&mut self) {
+        self.fill_up();
         let follows = self.state.phase == Phase::Shadowing && self.state.run.is_none() && !self.after_loss;
         let zone = self.state.shadow.clone();
         let times =
@@ -347,6 +420,23 @@ mod tests {
             assert!(crowded.is_due(has, most, at(since + 1)), "it is another number");
             crowded.is_done();
         }
+    }
+
+    #[test]
+    fn who_took_over_is_given_the_rest_of_its_workers_once() {
+        let (mut staff, begin) = (Staff::default(), clock::monotonic());
+        let [generation, other] = [7, 8].map(Generation);
+        assert!(!staff.lacks(generation), "nobody took over");
+        staff = Staff::of(generation, true);
+        assert!(!staff.lacks(generation) && !staff.is_due(begin), "it has them");
+        staff = Staff::of(generation, false);
+        assert!(staff.lacks(generation) && !staff.lacks(other));
+        assert!(staff.is_due(begin));
+        staff.is_filled_up(other);
+        assert!(!staff.is_due(begin), "it was asked just now");
+        assert!(staff.is_due(begin + FILL), "that was refused");
+        staff.is_filled_up(generation);
+        assert!(!staff.lacks(generation) && !staff.is_due(begin + 2 * FILL));
     }
 
     #[test]

@@ -13,10 +13,12 @@ use tokio_postgres::Client;
 
 use super::databases::Purpose;
 use super::effects::{Failure, Hands};
+use super::reconfigure::Staff;
 use super::streams::Streams;
 use super::view::{GuardView, ResourceView};
 use super::{Denied, Plan};
 use crate::causes::chain;
+use crate::lock::lock;
 
 /// How long a database may take to show that it is there.
 const THERE: Duration = Duration::from_secs(3);
@@ -218,6 +220,7 @@ impl Hands {
         let _ = self.look_up(zone).await;
         let scaled = tokio::time::timeout(SCALE, self.scale(zone, Capacity::Full, state)).await;
         let scaled = scaled.unwrap_or_else(|_| Err(format!("not done within {} s", SCALE.as_secs())));
+        *lock(&self.staff) = Staff::of(generation, scaled.is_ok());
         if let Err(why) = scaled {
             tracing::warn!(%resource, %zone, %why, "it takes over with the workers that it has");
         }

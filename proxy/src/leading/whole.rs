@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use migration::cutover::State;
+use migration::cutover::{Phase, State};
 use migration::policy::Mode;
 use migration::units::Generation;
 use serde_json::json;
@@ -460,6 +460,36 @@ fn that_a_shadow_could_not_be_scaled_down_is_over_when_it_has_no_more_than_it_sh
     whole.until("the move is undone", failed);
     std::fs::write(folder.path().join("driver.sh.go"), "").unwrap();
     whole.until("all is as it should be", |view| !failed(view));
+}
+
+#[test]
+fn a_primary_that_took_over_as_small_as_a_shadow_grows() {
+    let folder = tempfile::tempdir().unwrap();
+    let states = folder.path().join("state");
+    let state = State { phase: Phase::Shadowing, ..at("far", "near", 2) };
+    Journal::open(&states).unwrap().note_lost(&state, clock::now()).unwrap();
+    let known = Endpoint { http: vec!["127.0.0.1:6".into()], dsn: None };
+    let made = Made { capacity: Some(1), endpoint: Some(known) };
+    made.keep(&ledger_directory(&states, "shop", "far")).unwrap();
+    let driver = "read -r request\n\
+                  case \"$request\" in\n\
+                  *'\"scale\"'*) until [ -e \"$0.go\" ]; do sleep 0.01; done; touch \"$0.done\" ;;\n\
+                  esac\n\
+                  has=1; [ ! -e \"$0.done\" ] || has=4\n\
+                  echo \"{\\\"result\\\": {\\\"ready\\\": $has, \\\"capacity\\\": $has, \\\"database\\\": true, \\\"http\\\": [\\\"127.0.0.1:6\\\"]}}\"\n";
+    let policy = "mode: observe\nscore: { step: 200ms, horizon: 10s, sustain: 1s }\n";
+    let placements = "{ near: { http: [\"127.0.0.1:2\"] }, far: { driver: fleet, capacity: 4 } }";
+    let whole = Whole::start(folder.path(), placements, driver, policy, &state);
+    let lacks = |view: &ResourceView| {
+        view.problems.iter().any(|problem| problem.starts_with("far took over with too few workers"))
+    };
+    whole.until("it is said", lacks);
+    std::fs::write(folder.path().join("driver.sh.go"), "").unwrap();
+    let capacity = |view: &ResourceView| {
+        let far = view.placements.iter().find(|placement| placement.zone == "far");
+        far.and_then(|far| far.capacity)
+    };
+    whole.until("it has them", |view| !lacks(view) && capacity(view) == Some(4));
 }
 
 #[test]

@@ -139,6 +139,7 @@ impl Machine {
                  empties it of what only it has"
             ));
         }
+        problems.extend(self.lacks_workers());
         problems
             .extend(self.verifications.blockers().into_iter().map(|what| format!("not migratable: {what}")));
         problems.extend(self.slots.problems(&self.hands, &self.state));
