@@ -411,7 +411,12 @@ impl Hands {
     }
 
     /// Learns from the driver where the placement is, where that is left to it and not `known`.
-    async fn locate(&self, zone: &Zone, driver: &ZoneDriver, known: Option<Endpoint>) -> Result<(), Failure> {
+    pub async fn locate(
+        &self,
+        zone: &Zone,
+        driver: &ZoneDriver,
+        known: Option<Endpoint>,
+    ) -> Result<(), Failure> {
         let resource = self.resource.load();
         let Some(placement) = resource.placements.get(&*zone.0).filter(|it| it.provided.any()) else {
             return Ok(());

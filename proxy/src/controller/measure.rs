@@ -396,6 +396,13 @@ impl Measure {
                 Err(why) => blockers.push(format!("the database in {zone} cannot be examined: {why}")),
             }
         }
+        let shadow = &*state.shadow.0;
+        if let Some(why) = lock(&hands.unadopted).get(shadow)
+            // Its driver would refuse to scale it.
+            && hands.drivers.get(shadow).is_some_and(|driver| !matches!(driver.does.provisioned(), Ok(true)))
+        {
+            blockers.push(unadopted(shadow, why));
+        }
         if seeded(hands, state) {
             let filling = drift::filling(&hands.streams);
             let [stops, _] = watched.drift(&self.resource.name, filling.as_ref(), crate::clock::monotonic());
@@ -457,7 +464,7 @@ impl Measure {
             }
         }
         for (zone, why) in &*lock(&hands.unadopted) {
-            problems.push(format!("what runs in {zone} is not its driver's yet: {why}"));
+            problems.push(unadopted(zone, why));
         }
         for (zone, found) in &watched.blockers {
             match found {
@@ -535,6 +542,10 @@ impl Measure {
             })
             .collect()
     }
+}
+
+fn unadopted(zone: &str, why: &str) -> String {
+    format!("what runs in {zone} is not its driver's yet: {why}")
 }
 
 /// The age up to which a probe counts.

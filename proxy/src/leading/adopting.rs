@@ -1,21 +1,23 @@
-//! A primary is there before its driver is asked for anything: from then on it is the driver's.
+//! What is there before its driver is asked for anything is the driver's from then on: the primary, and a shadow that followed before its
+//! placement named that driver.
 //!
-//! That is asked until it is done. A driver that does not answer just when a node starts would know nothing of it later, when it is to be scaled as the
-//! old primary.
+//! That is asked until it is done. A driver that does not answer just when a node starts would know nothing of it later, when it is to be scaled.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use migration::cutover::Capacity;
+use migration::cutover::{Capacity, Phase};
 use migration::units::{Generation, Zone};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::causes::chain;
+use crate::config::model::{Config, Driver, ProcessDriver};
 use crate::controller::effects::{Hands, ZoneDriver};
 use crate::controller::view::ResourceView;
 use crate::drivers::Operation;
+use crate::drivers::process::cluster::Cluster;
 use crate::lock::lock;
 
 /// Between two attempts: at first, and at most.
@@ -23,21 +25,29 @@ const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 
 /// Begins with each placement that has a driver; ends with `stop`.
 pub(super) fn begin(
+    config: &Arc<Config>,
     hands: &Arc<Hands>,
     view: &Arc<ArcSwap<ResourceView>>,
     stop: &CancellationToken,
     tasks: &TaskTracker,
 ) {
     for (zone, driver) in &hands.drivers {
-        let operation = Operation { id: format!("adopt-{}", crate::rng::id()), deadline: driver.deadline };
-        let (hands, view, zone, driver) = (hands.clone(), view.clone(), (&**zone).into(), driver.clone());
-        let adoption = Adoption { hands, view, zone, driver, operation, is_adopted: false };
+        let adoption = Adoption {
+            config: config.clone(),
+            hands: hands.clone(),
+            view: view.clone(),
+            zone: (&**zone).into(),
+            driver: driver.clone(),
+            operation: Operation { id: format!("adopt-{}", crate::rng::id()), deadline: driver.deadline },
+            is_adopted: false,
+        };
         // Nobody who drops the resource waits for its driver.
         tasks.spawn(stop.clone().run_until_cancelled_owned(adoption.run()));
     }
 }
 
 struct Adoption {
+    config: Arc<Config>,
     hands: Arc<Hands>,
     view: Arc<ArcSwap<ResourceView>>,
     zone: Zone,
@@ -48,33 +58,112 @@ struct Adoption {
 
 impl Adoption {
     async fn run(mut self) {
+        if !self.is_primary() && self.is_known() {
+            return;
+        }
         let mut pause = AGAIN.0;
-        while self.is_wanted() {
+        while self.is_there() {
             let Err(why) = self.attempt().await else { break };
-            let (resource, zone) = (&self.hands.resource.name, &self.zone);
-            tracing::error!(%resource, %zone, %why, "the driver of what is there failed");
-            lock(&self.hands.unadopted).insert(zone.to_string(), why);
+            let before = lock(&self.hands.unadopted).insert(self.zone.to_string(), why.clone());
+            if before.as_ref() != Some(&why) {
+                let (resource, zone) = (&self.hands.resource.name, &self.zone);
+                tracing::error!(%resource, %zone, %why, "what is there is not its driver's yet");
+            }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(AGAIN.1);
         }
         lock(&self.hands.unadopted).remove(&*self.zone.0);
     }
 
-    /// After a move it is another one's to be large.
-    fn is_wanted(&self) -> bool {
+    fn is_primary(&self) -> bool {
         *self.view.load().primary == *self.zone.0
     }
 
+    /// Its driver has provisioned or adopted it.
+    fn is_known(&self) -> bool {
+        matches!(self.driver.does.provisioned(), Ok(true))
+    }
+
+    /// As the primary, or as a shadow that is not to be provisioned first.
+    fn is_there(&self) -> bool {
+        let view = self.view.load();
+        let none = [Phase::Idle, Phase::Preparing].map(Phase::name);
+        self.is_primary() || *view.shadow == *self.zone.0 && !none.contains(&&*view.phase)
+    }
+
     async fn attempt(&mut self) -> Result<(), String> {
-        let generation = Generation(self.view.load().generation);
-        if !self.is_adopted {
-            let workers = self.hands.workers(&self.zone, Capacity::Full);
-            let status = self.driver.does.adopt(&self.operation, workers).await.map_err(chain)?;
-            let (resource, zone) = (&self.hands.resource.name, &self.zone);
-            tracing::info!(%resource, %zone, ready = status.ready, "primary adopted");
-            self.is_adopted = true;
+        let (is_primary, generation) = (self.is_primary(), Generation(self.view.load().generation));
+        if !self.is_adopted && (is_primary || !self.is_known()) {
+            self.adopt(is_primary).await?;
         }
-        let found = self.hands.find_primary(&self.zone, generation).await;
+        self.is_adopted = true;
+        let found = if is_primary {
+            self.hands.find_primary(&self.zone, generation).await
+        } else {
+            self.hands.locate(&self.zone, &self.driver, self.driver.does.known_endpoint()).await
+        };
         found.map_err(|why| format!("where it is is not known: {why}"))
+    }
+
+    async fn adopt(&self, is_primary: bool) -> Result<(), String> {
+        if !is_primary {
+            let driver = self.hands.settings().placements.get(&*self.zone.0).and_then(|it| it.driver.clone());
+            driver.and_then(|name| self.config.drivers.get(&name)).map_or(Ok(()), may_adopt)?;
+        }
+        // An old primary has all of its workers until it has soaked.
+        let is_full = is_primary || self.view.load().migration.is_some();
+        let capacity = if is_full { Capacity::Full } else { Capacity::Shadow };
+        let workers = self.hands.workers(&self.zone, capacity);
+        let status = self.driver.does.adopt(&self.operation, workers).await.map_err(chain)?;
+        let (resource, zone) = (&self.hands.resource.name, &self.zone);
+        tracing::info!(%resource, %zone, ready = status.ready, "what is there is its driver's");
+        Ok(())
+    }
+}
+
+/// A database that follows is not made anew, and not started a second time.
+fn may_adopt(driver: &Driver) -> Result<(), String> {
+    let Driver::Process(ProcessDriver { cluster: Some(cluster), .. }) = driver else { return Ok(()) };
+    let (data, listen) = (cluster.data.clone(), cluster.listen);
+    let cluster =
+        Cluster { bin: cluster.bin.clone(), data, host: listen.ip().to_string(), port: listen.port() };
+    if cluster.exists() {
+        return Ok(());
+    }
+    Err(format!(
+        "a process driver takes over no database that it did not make, and {} holds none: name a driver without cluster, or have the shadow made \
+         anew (godwit shadow disable, then enable)",
+        cluster.data.display()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::model::ProcessCluster;
+
+    #[test]
+    fn a_process_driver_adopts_no_database_that_it_did_not_make() {
+        let folder = tempfile::tempdir().expect("temporary directory");
+        let data = folder.path().join("data");
+        let cluster =
+            ProcessCluster { bin: "/bin".into(), data: data.clone(), listen: ([127, 0, 0, 1], 1).into() };
+        let driver = |cluster: Option<ProcessCluster>| {
+            Driver::Process(ProcessDriver {
+                directory: folder.path().join("driver"),
+                argv: Vec::new(),
+                listen: Vec::new(),
+                service_dsn: String::new(),
+                environment: std::collections::BTreeMap::new(),
+                ready: "/healthz".into(),
+                cluster,
+            })
+        };
+        assert_eq!(may_adopt(&driver(None)), Ok(()), "workers alone");
+        let why = may_adopt(&driver(Some(cluster.clone()))).expect_err("there is none");
+        assert!(why.contains(&data.display().to_string()), "{why}");
+        std::fs::create_dir(&data).expect("made");
+        std::fs::write(data.join("godwit.ready"), "").expect("written");
+        assert_eq!(may_adopt(&driver(Some(cluster))), Ok(()));
     }
 }

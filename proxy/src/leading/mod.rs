@@ -448,7 +448,7 @@ impl Leading {
             },
         );
         machine.follow_beside(&stop);
-        adopting::begin(&hands, &handle.view, &stop, &own);
+        adopting::begin(&shared.config, &hands, &handle.view, &stop, &own);
         let stopped = stop.clone();
         own.spawn(async move {
             Box::pin(machine.run(stopped)).await;

@@ -25,7 +25,7 @@ use crate::controller::freezes::Freezes;
 use crate::controller::view::ResourceView;
 use crate::controller::{Command, ResourceHandle};
 use crate::drivers::Endpoint;
-use crate::drivers::ledger::Made;
+use crate::drivers::ledger::{Ledger, Made};
 use crate::feeds::external::board::FeedBoard;
 use crate::feeds::learning::Learner;
 use crate::fronts::latencies::Recorder;
@@ -400,6 +400,25 @@ fn a_primarys_driver_that_fails_at_the_start_is_asked_again() {
     std::fs::write(folder.path().join("driver.sh.go"), "").unwrap();
     whole.until("it is asked again", |_| upstreams() == ["127.0.0.1:7".parse().unwrap()]);
     whole.until("nothing is wrong with it", |view| !fails(view));
+}
+
+#[test]
+fn a_shadow_that_followed_before_it_had_a_driver_is_scaled_for_a_move() {
+    let folder = tempfile::tempdir().unwrap();
+    let driver = "read -r request\necho \"$request\" >> \"$0.log\"\n\
+                  echo '{\"result\": {\"ready\": 1, \"capacity\": 1, \"database\": true}}'\n";
+    let policy = "mode: observe\nscore: { step: 200ms, horizon: 10s, sustain: 1s }\n";
+    let placements = "{ near: { http: [\"127.0.0.1:2\"] }, far: { driver: fleet, http: [\"127.0.0.1:3\"] } }";
+    let state = State { phase: Phase::Shadowing, ..at("near", "far", 1) };
+    let whole = Whole::start(folder.path(), placements, driver, policy, &state);
+    let ledger = ledger_directory(&folder.path().join("state"), "shop", "far");
+    whole.until("it is its driver's", |_| Ledger::provisioned(&ledger).unwrap());
+    whole.until("something is known of it", |view| view.decision.is_some());
+    let migrate = |reply| Command::Migrate { to: None, by: "ann".into(), dry_run: false, reply };
+    whole.runtime.block_on(whole.shop.ask(migrate)).unwrap().unwrap();
+    let log = || std::fs::read_to_string(folder.path().join("driver.sh.log")).unwrap_or_default();
+    whole.until("its driver is asked", |_| log().contains("\"verb\":\"scale\""));
+    assert!(!log().contains("\"verb\":\"provision\""), "{}", log());
 }
 
 #[test]
