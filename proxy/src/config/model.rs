@@ -454,6 +454,16 @@ impl Driver {
         }
     }
 
+    /// What the files call it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Process(_) => "process",
+            Self::Outside(OutsideDriver { way: Way::Exec(_), .. }) => "exec",
+            Self::Outside(OutsideDriver { way: Way::Webhook(_), .. }) => "webhook",
+            Self::Kubernetes(_) => "kubernetes",
+        }
+    }
+
     /// It may serve many placements, and decide where they are.
     pub fn provides(&self) -> bool {
         !matches!(self, Self::Process(_))

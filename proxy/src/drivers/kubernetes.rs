@@ -1,8 +1,8 @@
 //! The `kubernetes` driver: the scale of a Deployment or StatefulSet, and a Cluster of CloudNativePG.
 //!
 //! The objects are there, made by whoever owns their manifests; this driver only brings them to a size. An object carries
-//! the annotation `godwit.dev/placement` of whom it serves, set when something is asked of it or it is found as the primary's: one with another's is refused. To
-//! deprovision is to scale to nothing and to hibernate the cluster, whose volumes stay.
+//! the annotation `godwit.dev/placement` of whom it serves, set when something is asked of it or it is found as the primary's:
+//! one with another's is refused. To deprovision is to scale to nothing and to hibernate the cluster, whose volumes stay.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -90,7 +90,8 @@ impl Kubernetes {
         Ok(Api::namespaced_with(self.client().await?, &self.settings.namespace, &resource))
     }
 
-    /// Refuses an object that serves somebody else. One that serves nobody is this placement's from now on: its ledger has been asked whether it is.
+    /// Refuses an object that serves somebody else. One that serves nobody is this placement's from now on: its ledger has been asked whether
+    /// it is.
     async fn claim(
         &self,
         api: &Api<DynamicObject>,

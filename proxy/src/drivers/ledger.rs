@@ -38,6 +38,21 @@ struct Done {
     capacity: u32,
 }
 
+/// A driver of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Maker {
+    /// Its name.
+    pub name: String,
+    /// What it is: `exec`, `webhook` or `kubernetes`.
+    pub kind: String,
+}
+
+impl std::fmt::Display for Maker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} driver {}", self.kind, self.name)
+    }
+}
+
 /// The file's content.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Ledger {
@@ -47,13 +62,16 @@ pub struct Ledger {
     /// Where the placement can be reached, as the driver said last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<Endpoint>,
+    /// Whose work that is; none: nothing is left of it, or who wrote the file did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver: Option<Maker>,
     done: Vec<Done>,
 }
 
 impl Ledger {
     /// A ledger for a directory that has none.
     pub fn new() -> Self {
-        Self { version: VERSION, capacity: None, endpoint: None, done: Vec::new() }
+        Self { version: VERSION, capacity: None, endpoint: None, driver: None, done: Vec::new() }
     }
 
     /// Reads the directory's ledger; `None` when there is none.
@@ -82,6 +100,19 @@ impl Ledger {
         let text = serde_json::to_string_pretty(self)
             .map_err(|error| io("encode the ledger".into(), std::io::Error::other(error)))?;
         replace(&directory.join(FILE), text.as_bytes())
+    }
+
+    /// Refuses a driver that is not the one whose work this directory's ledger tells of.
+    pub fn check_maker(&self, directory: &Path, maker: Option<&Maker>) -> Result<(), DriverError> {
+        match (&self.driver, maker) {
+            (Some(made), Some(maker)) if made != maker => Err(DriverError::NotOurs {
+                what: directory.join(FILE).display().to_string(),
+                why: format!(
+                    "the {made} made or took over what is there: name that one again, or remove this file if the {maker} is to take it over"
+                ),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Whether this operation has been done; an id that did something else before is refused.
@@ -127,6 +158,9 @@ pub struct Made {
     /// As [`Ledger::endpoint`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<Endpoint>,
+    /// As [`Ledger::driver`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver: Option<Maker>,
 }
 
 impl Made {
@@ -134,23 +168,28 @@ impl Made {
     pub fn all(directory: &Path) -> BTreeMap<String, Self> {
         let made = |entry: std::fs::DirEntry| {
             let ledger = Ledger::read(&entry.path()).ok().flatten()?;
-            let made = Self { capacity: ledger.capacity, endpoint: ledger.endpoint };
+            let Ledger { capacity, endpoint, driver, .. } = ledger;
+            let made = Self { capacity, endpoint, driver };
             Some((entry.file_name().into_string().ok()?, made))
         };
         std::fs::read_dir(directory).into_iter().flatten().flatten().filter_map(made).collect()
     }
 
     /// The ledger of a directory says so, too.
-    pub fn keep(self, directory: &Path) -> Result<(), DriverError> {
+    pub fn keep(mut self, directory: &Path) -> Result<(), DriverError> {
         let ledger = Ledger::read(directory)?;
-        let known = ledger.as_ref().map(|ledger| (ledger.capacity, &ledger.endpoint));
-        if known == Some((self.capacity, &self.endpoint)) {
+        if let (Some(ledger), Some(_), None) = (&ledger, self.capacity, &self.driver) {
+            // An earlier program did not say.
+            self.driver.clone_from(&ledger.driver);
+        }
+        let known = ledger.as_ref().map(|ledger| (ledger.capacity, &ledger.endpoint, &ledger.driver));
+        if known == Some((self.capacity, &self.endpoint, &self.driver)) {
             return Ok(());
         }
         std::fs::create_dir_all(directory)
             .map_err(|source| io(format!("create {}", directory.display()), source))?;
-        let Self { capacity, endpoint } = self;
-        Ledger { capacity, endpoint, ..ledger.unwrap_or_default() }.write(directory)
+        let Self { capacity, endpoint, driver } = self;
+        Ledger { capacity, endpoint, driver, ..ledger.unwrap_or_default() }.write(directory)
     }
 }
 
@@ -193,6 +232,34 @@ mod tests {
         let error = again.did("m1", Action::Scale, 4).unwrap_err().to_string();
         assert_eq!(error, "operation \"m1\" was Scale of 3 workers before and cannot be Scale of 4 now");
         assert!(again.did("", Action::Scale, 3).is_err());
+    }
+
+    #[test]
+    fn whose_work_it_is_goes_along_to_another_node() {
+        let [here, there] = [(), ()].map(|()| tempfile::tempdir().unwrap());
+        let maker = Maker { name: "fleet".into(), kind: "exec".into() };
+        let mut ledger = Ledger { capacity: Some(1), driver: Some(maker.clone()), ..Ledger::new() };
+        std::fs::create_dir(here.path().join("orders@b")).unwrap();
+        ledger.write(&here.path().join("orders@b")).unwrap();
+        let made = Made::all(here.path())["orders@b"].clone();
+        made.clone().keep(there.path()).unwrap();
+        let kept = || Ledger::read(there.path()).unwrap().unwrap();
+        assert_eq!(kept().driver, Some(maker.clone()));
+        // By an earlier program.
+        Made { driver: None, capacity: Some(2), ..made.clone() }.keep(there.path()).unwrap();
+        assert_eq!((kept().driver, kept().capacity), (Some(maker.clone()), Some(2)));
+        Made { driver: None, capacity: None, ..made }.keep(there.path()).unwrap();
+        assert_eq!(kept().driver, None, "nothing is left of it");
+
+        let other = Maker { name: "cloud".into(), kind: "webhook".into() };
+        assert!(ledger.check_maker(here.path(), Some(&maker)).is_ok());
+        let error = ledger.check_maker(here.path(), Some(&other)).unwrap_err().to_string();
+        assert!(
+            error.contains("the exec driver fleet made") && error.contains("the webhook driver cloud"),
+            "{error}"
+        );
+        ledger.driver = None;
+        assert!(ledger.check_maker(here.path(), Some(&other)).is_ok(), "who wrote it did not say");
     }
 
     #[test]

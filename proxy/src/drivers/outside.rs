@@ -5,7 +5,7 @@
 //! again under the same id: that the second time does nothing is its part of the contract.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 
 use super::contract::{Outcome, Placement, Request, outside};
 use super::error::io;
-use super::ledger::{Action, Ledger};
+use super::ledger::{Action, Ledger, Maker};
 use super::{
     DriverError, DriverErrorKind, Endpoint, Operation, PlacementStatus, Plan, Provisioning, Wanted,
     to_the_end, within,
@@ -49,6 +49,7 @@ struct Shared {
     parameters: serde_json::Value,
     /// Of the ledger.
     directory: PathBuf,
+    maker: OnceLock<Maker>,
     turn: Mutex<()>,
 }
 
@@ -61,8 +62,16 @@ impl Outside {
         directory: PathBuf,
         pace: Duration,
     ) -> Self {
-        let shared = Shared { carrier, placement, parameters, directory, turn: Mutex::default() };
+        let (maker, turn) = (OnceLock::new(), Mutex::default());
+        let shared = Shared { carrier, placement, parameters, directory, maker, turn };
         Self { shared: Arc::new(shared), pace }
+    }
+
+    /// The same under its name: what a ledger has of another driver is not asked of it.
+    pub fn named(self, maker: Maker) -> Self {
+        // It has no name yet.
+        let _ = self.shared.maker.set(maker);
+        self
     }
 
     async fn question(&self, verb: &str) -> Result<Outcome, DriverError> {
@@ -99,6 +108,10 @@ impl Shared {
             // What was never provisioned here is not ours to change.
             (None, _) => return Err(DriverError::NotProvisioned { directory: self.directory.clone() }),
         };
+        // What is to end may not have ended yet.
+        if ledger.capacity.is_some() || action == Action::Deprovision {
+            self.check_maker(&ledger)?;
+        }
         let capacity = if action == Action::Deprovision { 0 } else { wanted.capacity };
         if ledger.did(&operation.id, action, capacity)? {
             tracing::debug!(operation = operation.id, "done before");
@@ -113,6 +126,7 @@ impl Shared {
         }
         // First what is wanted, then the work: what is ours is known even if we die while it is made.
         ledger.capacity = (action != Action::Deprovision).then_some(capacity);
+        ledger.driver = self.maker.get().cloned();
         self.write(&ledger)?;
         let request = Request::doing(action, operation, wanted, &self.placement, &self.parameters);
         let outcome = self.carrier.ask(&request).await?;
@@ -127,7 +141,7 @@ impl Shared {
         }
         let endpoint = self.judged(outcome.endpoint())?;
         if action == Action::Deprovision {
-            ledger.endpoint = None;
+            (ledger.endpoint, ledger.driver) = (None, None);
         } else if endpoint != Endpoint::default() {
             ledger.endpoint = Some(endpoint);
         }
@@ -140,6 +154,10 @@ impl Shared {
         read.map_err(|why| {
             outside(DriverErrorKind::Failed, format!("the answer of {} {why}", self.carrier.name()))
         })
+    }
+
+    fn check_maker(&self, ledger: &Ledger) -> Result<(), DriverError> {
+        ledger.check_maker(&self.directory, self.maker.get())
     }
 
     fn write(&self, ledger: &Ledger) -> Result<(), DriverError> {
@@ -174,8 +192,13 @@ impl Provisioning for Outside {
         {
             let _turn = shared.turn.lock().await;
             let mut ledger = Ledger::read(&shared.directory)?.unwrap_or_default();
-            if ledger.capacity.is_none() {
-                ledger.capacity = Some(capacity);
+            if ledger.capacity.is_some() {
+                shared.check_maker(&ledger)?;
+            }
+            let maker = shared.maker.get();
+            if ledger.capacity.is_none() || ledger.driver.as_ref() != maker {
+                ledger.capacity.get_or_insert(capacity);
+                ledger.driver = maker.cloned();
                 shared.write(&ledger)?;
             }
         }
@@ -210,7 +233,8 @@ impl Provisioning for Outside {
     }
 
     fn provisioned(&self) -> Result<bool, DriverError> {
-        Ledger::provisioned(&self.shared.directory)
+        let ledger = Ledger::read(&self.shared.directory)?.filter(|ledger| ledger.capacity.is_some());
+        ledger.map_or(Ok(false), |ledger| self.shared.check_maker(&ledger).map(|()| true))
     }
 
     async fn deprovision(&self, operation: &Operation) -> Result<(), DriverError> {
@@ -311,6 +335,36 @@ mod tests {
             assert_eq!(error.kind(), DriverErrorKind::Refused, "{error}");
         }
         assert!(asked.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_another_driver_made_is_not_asked_of_this_one() {
+        let home = tempfile::tempdir().unwrap();
+        let maker = |name: &str, kind: &str| Maker { name: name.into(), kind: kind.into() };
+        let failed = Err(outside(DriverErrorKind::Failed, "not today"));
+        let (first, _) = driver(home.path(), vec![Ok(done(1)), failed, Ok(done(0))]);
+        let first = first.named(maker("fleet", "exec"));
+        first.provision(&"make".into(), &1.into()).await.unwrap();
+        let (second, asked) = driver(home.path(), vec![Ok(done(1))]);
+        let second = second.named(maker("cloud", "webhook"));
+        for error in [
+            second.status().await.unwrap_err(),
+            second.provisioned().unwrap_err(),
+            second.adopt(&"adopt".into(), 1).await.unwrap_err(),
+            second.scale(&"more".into(), 2).await.unwrap_err(),
+            second.provision(&"make".into(), &1.into()).await.unwrap_err(),
+            second.deprovision(&"end".into()).await.unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), DriverErrorKind::Refused);
+            assert!(error.to_string().contains("the exec driver fleet made"), "{error}");
+        }
+        assert!(second.known_endpoint().is_some(), "it is served from there all the same");
+        first.deprovision(&"end".into()).await.unwrap_err();
+        second.deprovision(&"end".into()).await.unwrap_err();
+        assert!(asked.lock().unwrap().is_empty());
+        first.deprovision(&"end".into()).await.unwrap();
+        second.provision(&"anew".into(), &1.into()).await.unwrap();
+        assert!(second.provisioned().unwrap() && first.provisioned().is_err());
     }
 
     #[tokio::test]

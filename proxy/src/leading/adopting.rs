@@ -36,7 +36,7 @@ pub(super) fn begin(
             config: config.clone(),
             hands: hands.clone(),
             view: view.clone(),
-            zone: (&**zone).into(),
+            zone: zone.as_str().into(),
             driver: driver.clone(),
             operation: Operation { id: format!("adopt-{}", crate::rng::id()), deadline: driver.deadline },
             is_adopted: false,

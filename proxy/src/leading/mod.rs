@@ -51,6 +51,7 @@ use crate::controller::streams::Streams;
 use crate::controller::verification::Verifications;
 use crate::drivers::contract::DatabaseNames;
 use crate::drivers::exec::Exec;
+use crate::drivers::ledger::Maker;
 use crate::drivers::outside::{Carrier, Outside};
 use crate::drivers::process::ProcessProvisioning;
 use crate::drivers::webhook::Webhook;
@@ -478,10 +479,10 @@ impl Leading {
 pub fn drivers_of(config: &Config, resource: &Resource) -> Result<BTreeMap<String, ZoneDriver>> {
     let mut found = BTreeMap::new();
     for (zone, placement) in &resource.placements {
-        let Some(driver) = placement.driver.as_ref().and_then(|name| config.drivers.get(name)) else {
-            continue;
-        };
-        found.insert(zone.clone(), driver_of(config, resource, zone, driver)?);
+        let named = placement.driver.as_ref().and_then(|name| config.drivers.get_key_value(name));
+        let Some((name, driver)) = named else { continue };
+        let maker = Maker { name: name.clone(), kind: driver.kind().to_owned() };
+        found.insert(zone.clone(), driver_of(config, resource, zone, driver, maker)?);
     }
     Ok(found)
 }
@@ -490,7 +491,13 @@ pub fn drivers_of(config: &Config, resource: &Resource) -> Result<BTreeMap<Strin
     feature = "kubernetes",
     expect(clippy::unnecessary_wraps, reason = "what a build lacks is an error in another")
 )]
-fn driver_of(config: &Config, resource: &Resource, zone: &str, driver: &Driver) -> Result<ZoneDriver> {
+fn driver_of(
+    config: &Config,
+    resource: &Resource,
+    zone: &str,
+    driver: &Driver,
+    maker: Maker,
+) -> Result<ZoneDriver> {
     let place = contract_placement(resource, zone);
     let directory = ledger_directory(&config.node.state, &resource.name, zone);
     let (does, deadline): (Arc<dyn Provisioning>, _) = match driver {
@@ -504,11 +511,15 @@ fn driver_of(config: &Config, resource: &Resource, zone: &str, driver: &Driver) 
                     Box::new(Webhook::new(settings.clone(), config.node.egress.clone()))
                 }
             };
-            (Arc::new(Outside::new(carrier, place, parameters.clone(), directory, *every)), *deadline)
+            let outside = Outside::new(carrier, place, parameters.clone(), directory, *every);
+            (Arc::new(outside.named(maker)), *deadline)
         }
         #[cfg(feature = "kubernetes")]
         Driver::Kubernetes(settings) => (
-            Arc::new(crate::drivers::kubernetes::Kubernetes::driver(settings.clone(), place, directory)),
+            Arc::new(
+                crate::drivers::kubernetes::Kubernetes::driver(settings.clone(), place, directory)
+                    .named(maker),
+            ),
             settings.deadline,
         ),
         #[cfg(not(feature = "kubernetes"))]
@@ -606,8 +617,11 @@ mod tests {
         let state = State::first("orders", elsewhere.into(), "near".into(), now);
         other.append(&state, "Tested", now, None).unwrap();
         let dsn = Some("postgres://y@127.0.0.1:1/y".to_owned());
-        let made =
-            Made { capacity: Some(2), endpoint: Some(Endpoint { http: vec!["127.0.0.1:7".into()], dsn }) };
+        let made = Made {
+            capacity: Some(2),
+            endpoint: Some(Endpoint { http: vec!["127.0.0.1:7".into()], dsn }),
+            driver: None,
+        };
         made.keep(&ledger_directory(left.path(), "orders", elsewhere)).unwrap();
         let made = Made::all(&drivers_directory(left.path()));
         let legacy = other.leaves(crate::store::Overlay::default(), made).unwrap();

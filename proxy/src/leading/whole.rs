@@ -23,9 +23,9 @@ use crate::config::samples;
 use crate::controller::events::Events;
 use crate::controller::freezes::Freezes;
 use crate::controller::view::ResourceView;
-use crate::controller::{Command, ResourceHandle};
+use crate::controller::{Command, Denied, ResourceHandle};
 use crate::drivers::Endpoint;
-use crate::drivers::ledger::{Ledger, Made};
+use crate::drivers::ledger::{Ledger, Made, Maker};
 use crate::feeds::external::board::FeedBoard;
 use crate::feeds::learning::Learner;
 use crate::fronts::latencies::Recorder;
@@ -368,7 +368,7 @@ fn the_freezes_of_a_policy_that_waits_count_and_are_not_called_applied() {
 fn requests_go_to_where_the_driver_says_by_now_that_the_primary_is() {
     let folder = tempfile::tempdir().unwrap();
     let known = Endpoint { http: vec!["127.0.0.1:6".into()], dsn: None };
-    let made = Made { capacity: Some(1), endpoint: Some(known) };
+    let made = Made { capacity: Some(1), endpoint: Some(known), driver: None };
     made.keep(&ledger_directory(&folder.path().join("state"), "shop", "far")).unwrap();
     // It says so as soon as it may.
     let driver = "until [ -e \"$0.go\" ]; do sleep 0.01; done\n\
@@ -385,7 +385,7 @@ fn requests_go_to_where_the_driver_says_by_now_that_the_primary_is() {
 fn a_primarys_driver_that_fails_at_the_start_is_asked_again() {
     let folder = tempfile::tempdir().unwrap();
     let known = Endpoint { http: vec!["127.0.0.1:6".into()], dsn: None };
-    let made = Made { capacity: Some(1), endpoint: Some(known) };
+    let made = Made { capacity: Some(1), endpoint: Some(known), driver: None };
     made.keep(&ledger_directory(&folder.path().join("state"), "shop", "far")).unwrap();
     let driver = "[ -e \"$0.go\" ] || { echo '{\"error\": {\"kind\": \"failed\", \"message\": \"not now\"}}'; exit; }\n\
                   echo '{\"result\": {\"ready\": 1, \"capacity\": 1, \"database\": true, \"http\": [\"127.0.0.1:7\"]}}'\n";
@@ -419,6 +419,38 @@ fn a_shadow_that_followed_before_it_had_a_driver_is_scaled_for_a_move() {
     let log = || std::fs::read_to_string(folder.path().join("driver.sh.log")).unwrap_or_default();
     whole.until("its driver is asked", |_| log().contains("\"verb\":\"scale\""));
     assert!(!log().contains("\"verb\":\"provision\""), "{}", log());
+}
+
+#[test]
+fn a_shadow_that_another_driver_made_is_not_moved_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let known = Endpoint { http: vec!["127.0.0.1:6".into()], dsn: None };
+    let driver = Some(Maker { name: "cloud".into(), kind: "webhook".into() });
+    let made = Made { capacity: Some(1), endpoint: Some(known), driver };
+    let ledger = ledger_directory(&folder.path().join("state"), "shop", "far");
+    made.keep(&ledger).unwrap();
+    let driver = "read -r request\necho \"$request\" >> \"$0.log\"\n\
+                  echo '{\"result\": {\"ready\": 1, \"capacity\": 1, \"database\": true, \"http\": [\"127.0.0.1:7\"]}}'\n";
+    let policy = "mode: observe\nscore: { step: 200ms, horizon: 10s, sustain: 1s }\n";
+    let state = State { phase: Phase::Shadowing, ..at("near", "far", 1) };
+    let whole = Whole::start(folder.path(), DRIVEN, driver, policy, &state);
+    let other = |view: &ResourceView| {
+        view.problems.iter().any(|problem| {
+            problem.starts_with("what runs in far is not its driver's yet")
+                && problem.contains("the webhook driver cloud")
+        })
+    };
+    whole.until("it is said", |view| other(view) && view.decision.is_some());
+    let migrate = || {
+        let migrate = |reply| Command::Migrate { to: None, by: "ann".into(), dry_run: false, reply };
+        whole.runtime.block_on(whole.shop.ask(migrate)).unwrap()
+    };
+    assert!(matches!(migrate(), Err(Denied::Guards(_))));
+    assert!(!folder.path().join("driver.sh.log").exists(), "this one was asked");
+    // As it says.
+    std::fs::remove_file(ledger.join("godwit-driver.json")).unwrap();
+    whole.until("it is this driver's", |view| !other(view));
+    migrate().unwrap();
 }
 
 #[test]
@@ -488,7 +520,7 @@ fn a_primary_that_took_over_as_small_as_a_shadow_grows() {
     let state = State { phase: Phase::Shadowing, ..at("far", "near", 2) };
     Journal::open(&states).unwrap().note_lost(&state, clock::now()).unwrap();
     let known = Endpoint { http: vec!["127.0.0.1:6".into()], dsn: None };
-    let made = Made { capacity: Some(1), endpoint: Some(known) };
+    let made = Made { capacity: Some(1), endpoint: Some(known), driver: None };
     made.keep(&ledger_directory(&states, "shop", "far")).unwrap();
     let driver = "read -r request\n\
                   case \"$request\" in\n\
