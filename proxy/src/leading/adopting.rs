@@ -39,6 +39,7 @@ pub(super) fn begin(
             zone: zone.as_str().into(),
             driver: driver.clone(),
             operation: Operation { id: format!("adopt-{}", crate::rng::id()), deadline: driver.deadline },
+            was_primary: false,
             is_adopted: false,
         };
         // Nobody who drops the resource waits for its driver.
@@ -53,12 +54,15 @@ struct Adoption {
     zone: Zone,
     driver: ZoneDriver,
     operation: Operation,
+    /// When this began.
+    was_primary: bool,
     is_adopted: bool,
 }
 
 impl Adoption {
     async fn run(mut self) {
-        if !self.is_primary() && self.is_known() {
+        self.was_primary = self.is_primary();
+        if !self.was_primary && self.is_known() {
             return;
         }
         let mut pause = AGAIN.0;
@@ -68,6 +72,10 @@ impl Adoption {
             if before.as_ref() != Some(&why) {
                 let (resource, zone) = (&self.hands.resource.name, &self.zone);
                 tracing::error!(%resource, %zone, %why, "what is there is not its driver's yet");
+            }
+            if self.was_primary && !self.is_known() && self.cluster().is_some() {
+                // Once more, and an empty database may come into the place of one that is just being started again.
+                return;
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(AGAIN.1);
@@ -82,6 +90,13 @@ impl Adoption {
     /// Its driver has provisioned or adopted it.
     fn is_known(&self) -> bool {
         matches!(self.driver.does.provisioned(), Ok(true))
+    }
+
+    /// The database that its driver would make.
+    fn cluster(&self) -> Option<Cluster> {
+        let settings = self.hands.settings();
+        let name = settings.placements.get(&*self.zone.0)?.driver.as_ref()?;
+        made_by(self.config.drivers.get(name)?)
     }
 
     /// As the primary, or as a shadow that is not to be provisioned first.
@@ -106,9 +121,8 @@ impl Adoption {
     }
 
     async fn adopt(&self, is_primary: bool) -> Result<(), String> {
-        if !is_primary {
-            let driver = self.hands.settings().placements.get(&*self.zone.0).and_then(|it| it.driver.clone());
-            driver.and_then(|name| self.config.drivers.get(&name)).map_or(Ok(()), may_adopt)?;
+        if !self.was_primary {
+            self.cluster().as_ref().map_or(Ok(()), may_adopt)?;
         }
         // An old primary has all of its workers until it has soaked.
         let is_full = is_primary || self.view.load().migration.is_some();
@@ -121,12 +135,15 @@ impl Adoption {
     }
 }
 
-/// A database that follows is not made anew, and not started a second time.
-fn may_adopt(driver: &Driver) -> Result<(), String> {
-    let Driver::Process(ProcessDriver { cluster: Some(cluster), .. }) = driver else { return Ok(()) };
-    let (data, listen) = (cluster.data.clone(), cluster.listen);
-    let cluster =
-        Cluster { bin: cluster.bin.clone(), data, host: listen.ip().to_string(), port: listen.port() };
+/// The database that this driver makes, if it makes one by itself.
+fn made_by(driver: &Driver) -> Option<Cluster> {
+    let Driver::Process(ProcessDriver { cluster: Some(cluster), .. }) = driver else { return None };
+    let (bin, data, listen) = (cluster.bin.clone(), cluster.data.clone(), cluster.listen);
+    Some(Cluster { bin, data, host: listen.ip().to_string(), port: listen.port() })
+}
+
+/// A database that follows is not made anew beside itself.
+fn may_adopt(cluster: &Cluster) -> Result<(), String> {
     if cluster.exists() {
         return Ok(());
     }
@@ -159,11 +176,12 @@ mod tests {
                 cluster,
             })
         };
-        assert_eq!(may_adopt(&driver(None)), Ok(()), "workers alone");
-        let why = may_adopt(&driver(Some(cluster.clone()))).expect_err("there is none");
+        assert!(made_by(&driver(None)).is_none(), "workers alone");
+        let cluster = made_by(&driver(Some(cluster))).expect("it makes one");
+        let why = may_adopt(&cluster).expect_err("there is none");
         assert!(why.contains(&data.display().to_string()), "{why}");
         std::fs::create_dir(&data).expect("made");
         std::fs::write(data.join("godwit.ready"), "").expect("written");
-        assert_eq!(may_adopt(&driver(Some(cluster))), Ok(()));
+        assert_eq!(may_adopt(&cluster), Ok(()));
     }
 }
