@@ -130,6 +130,33 @@ async fn what_a_client_sets_goes_with_it_and_not_to_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prepared_text_is_read_by_its_own_clients_settings() {
+    let setup = sharing(POOL).await;
+    // The constant is what it is once the text is read.
+    let sql = "SELECT extract(hour FROM '2026-01-01 00:00'::timestamptz AT TIME ZONE 'UTC')::int";
+    let (one, two, three) = (setup.connect().await, setup.connect().await, setup.connect().await);
+    for (client, zone) in [(&one, "UTC"), (&two, "Asia/Tokyo"), (&three, "UTC")] {
+        client.batch_execute(&format!("SET TimeZone = '{zone}'")).await.unwrap();
+    }
+    let hour = async |client: &Client, statement: &tokio_postgres::Statement| -> i32 {
+        client.query_one(statement, &[]).await.unwrap().get(0)
+    };
+    let (here, there) = (one.prepare(sql).await.unwrap(), two.prepare(sql).await.unwrap());
+    for _ in 0..2 {
+        assert_eq!((hour(&one, &here).await, hour(&two, &there).await), (0, 15));
+        setup.cutover().await;
+    }
+    // For a transaction only: afterwards it is prepared anew.
+    three.batch_execute("BEGIN; SET LOCAL TimeZone = 'Asia/Tokyo'").await.unwrap();
+    let within = three.prepare(sql).await.unwrap();
+    assert_eq!(hour(&three, &within).await, 15);
+    three.batch_execute("COMMIT").await.unwrap();
+    assert_eq!((hour(&one, &here).await, hour(&three, &within).await), (0, 0));
+    two.batch_execute("SET TimeZone = 'UTC'").await.unwrap();
+    assert_eq!(hour(&two, &there).await, 0, "by what it has set since");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_sees_what_another_has_set_however_it_is_written() {
     let setup = sharing(POOL).await;
     let (one, two) = (setup.connect().await, setup.connect().await);

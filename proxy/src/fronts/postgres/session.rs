@@ -527,8 +527,7 @@ impl Session {
         }
         self.relay.pids.0 = backend.pid;
         if let Some(shared) = &mut self.relay.shared {
-            shared.has = has;
-            shared.has.lent();
+            shared.take(has);
         }
         self.relay.attach(backend.socket, backend.received);
         self.relay.adopt(backend.parameters);

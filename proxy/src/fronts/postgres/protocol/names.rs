@@ -1,5 +1,5 @@
-//! Names of custom settings (`app.tenant`) that a statement sets. The server lists every setting that a session changed but these,
-//! and tells their values only to who asks by name.
+//! Names of settings in a statement that sets them: custom ones (`app.tenant`), since the server lists every setting that a session changed but these,
+//! and tells their values only to who asks by name; and those that texts are read by.
 
 /// How much of a statement is looked at.
 pub const LOOK: usize = 64 << 10;
@@ -9,6 +9,70 @@ const LONGEST: usize = 128;
 const ESCAPE: usize = 10;
 /// What follows `set` in the function's name.
 const CONFIG: &[u8] = b"_config";
+
+/// What may be in a prepared statement for good, since its text is read by it: in its constants, in the types of its parameters.
+const READ_BY: [&str; 12] = [
+    "search_path",
+    "timezone",
+    "timezone_abbreviations",
+    "datestyle",
+    "intervalstyle",
+    "client_encoding",
+    "standard_conforming_strings",
+    "backslash_quote",
+    "transform_null_equals",
+    "array_nulls",
+    "xmloption",
+    "lc_monetary",
+];
+/// How else `SET`, `RESET` and `DISCARD` name those: `TIME ZONE`, `NAMES`, `SCHEMA`, `XML OPTION`; and what goes along with a role, all of them, or
+/// the value of any (`UPDATE pg_settings SET setting = …`).
+const SAID_ELSE: [&str; 9] =
+    ["time", "names", "schema", "xml", "role", "authorization", "session_authorization", "all", "setting"];
+
+/// Whether texts are read by the setting of this name.
+pub fn is_read_by(name: &[u8]) -> bool {
+    READ_BY.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
+}
+
+/// Whether a statement may set what texts are read by, for its transaction or longer. One that only looks so counts, too.
+pub fn rereads(statement: &[u8]) -> bool {
+    let text = &statement[..statement.len().min(LOOK)];
+    let sets = |at: usize| {
+        if !matches!(text[at] | 0x20, b's' | b'r' | b'd') {
+            return false;
+        }
+        let after = ["set_config", "set", "reset", "discard"].iter().find_map(|keyword| {
+            let (word, rest) = text[at..].split_at_checked(keyword.len())?;
+            (word.eq_ignore_ascii_case(keyword.as_bytes())
+                && !rest.first().is_some_and(|byte| is_part(*byte)))
+            .then_some(rest)
+        });
+        after.is_some_and(|after| !is_within(&text[..at]) && may_be_read_by(after))
+    };
+    statement.len() > LOOK || (0..text.len()).any(sets)
+}
+
+/// Whether what is named behind the keyword may be what texts are read by.
+fn may_be_read_by(after: &[u8]) -> bool {
+    let mut text = bare(after);
+    for keyword in ["local", "session"] {
+        text = behind(text, keyword).map_or(text, bare);
+    }
+    let (name, rest) = text.split_at(text.iter().take_while(|byte| is_part(**byte)).count());
+    let is = |known: &&str| name.eq_ignore_ascii_case(known.as_bytes());
+    // It is said by numbers, put together, or behind a comment.
+    let ends = rest.strip_prefix(b"'").is_some_and(|rest| !trimmed(rest).starts_with(b","));
+    let cut = ends || matches!(rest.first(), Some(b'%' | b'|' | b'&' | b'\\')) || name.contains(&b'$');
+    let unread = cut || is_comment(text) || text.is_empty();
+    unread || READ_BY.iter().chain(&SAID_ELSE).any(is)
+}
+
+/// Behind what may stand between a keyword and a name.
+fn bare(text: &[u8]) -> &[u8] {
+    let before = |byte: &&u8| is_space(**byte) || matches!(**byte, b'(' | b'"' | b'\'');
+    &text[text.iter().take_while(before).count()..]
+}
 
 /// What is set.
 enum Set {
@@ -200,6 +264,50 @@ mod tests {
     }
 
     #[test]
+    fn what_texts_are_read_by_is_known() {
+        for sets in [
+            "SET TimeZone = 'Asia/Tokyo'",
+            "set local time zone 'UTC'",
+            "BEGIN;SET\tLOCAL \"search_path\" TO tenant",
+            "SET SESSION datestyle = 'German'",
+            "SET NAMES 'LATIN1'; SELECT 1",
+            "SET SCHEMA 'tenant'",
+            "SET LOCAL ROLE clerk",
+            "RESET SESSION AUTHORIZATION",
+            "RESET ALL",
+            "DISCARD ALL",
+            "SELECT set_config( 'search_path', $1, true)",
+            "SELECT pg_catalog.\"set_config\"(E'search_path', $1, true)",
+            "SELECT set_config($1, $2, true)",
+            "SET LOCAL /* which */ timezone = 'UTC'",
+            "SET LOCAL U&\"time\\007aone\" = 'UTC'",
+            "DO $$BEGIN EXECUTE 'SET LOCAL search_path = ' || n; END$$",
+            "DO $$BEGIN EXECUTE 'SET LOCAL ' || n || ' = 7'; END$$",
+            "DO $$BEGIN EXECUTE 'SET LOCAL search' || n; END$$",
+            "DO $$BEGIN EXECUTE format('SET LOCAL %I = %L', n, v); END$$",
+            "DO $$BEGIN EXECUTE E'\\nSET\\tLOCAL search_path = x'; END$$",
+            "UPDATE pg_settings SET setting = 'UTC' WHERE name = 'TimeZone'",
+        ] {
+            assert!(rereads(sets.as_bytes()), "{sets}");
+        }
+        assert!(rereads(&[b'x'; LOOK + 1]), "what was not looked at");
+        for other in [
+            "SET LOCAL app.tenant = '7'",
+            "SELECT set_config('app.tenant', $1, true), set_config('work_mem' , $2, true)",
+            "SET work_mem = '1MB'; SET LOCAL \"statement_timeout\" = 0; RESET lock_timeout",
+            "UPDATE users SET name = $1, role = $2 WHERE id = $3",
+            "UPDATE t SET (a, b) = (1, 2)",
+            "SELECT role, search_path FROM tenants ORDER BY 1 OFFSET 10",
+            "CREATE TABLE t (a int REFERENCES u ON DELETE SET NULL)",
+            "DISCARD PLANS",
+            "",
+        ] {
+            assert!(!rereads(other.as_bytes()), "{other}");
+        }
+        assert!(is_read_by(b"TimeZone") && !is_read_by(b"work_mem"));
+    }
+
+    #[test]
     fn what_may_set_others_is_known() {
         let all = |statement: &str| find(statement.as_bytes(), |_| {});
         for unread in [
@@ -256,6 +364,8 @@ mod tests {
             let mut set = b"SET ".to_vec();
             set.extend(&bytes);
             find(&set, |name| assert!(is_custom(name)));
+            rereads(&bytes);
+            rereads(&set);
         }
     }
 }

@@ -8,8 +8,8 @@
 use std::sync::Arc;
 
 use super::frame::HEADER;
-use super::message;
 use super::oids::{Catalogue, FIRST_OWN, retyped};
+use super::{message, names};
 
 /// Name of the statement that asks; the client's unnamed one stays (a portal of its own it has none between transactions).
 const OURS: &str = "_godwit_state";
@@ -237,6 +237,24 @@ impl State {
         *self == Self::default()
     }
 
+    /// What texts are read by in a session with this state: the same bytes where it is the same.
+    pub fn read_by(&self) -> Arc<[u8]> {
+        let settings = self.settings.iter().filter(|(name, _)| names::is_read_by(name));
+        let mut settings: Vec<_> =
+            settings.map(|(name, value)| (name.to_ascii_lowercase(), &value[..])).collect();
+        settings.sort();
+        let mut out = Vec::new();
+        for (name, value) in &settings {
+            out.extend([name.as_slice(), b"=", *value, b"\0"].concat());
+        }
+        for (name, value) in [("user", &self.user), ("role", &self.role)] {
+            if let Some(value) = value {
+                out.extend([name.as_bytes(), b"=", value, b"\0"].concat());
+            }
+        }
+        out.into()
+    }
+
     /// Takes what another client of the same connection can be rid of or given: settings, session user and role. What is left keeps
     /// the client on its connection.
     #[must_use]
@@ -451,6 +469,23 @@ mod tests {
         assert!(has(b"bool_and(pg_catalog.pg_try_advisory_lock_shared(1, -2)) FROM pg_catalog.generate_series(1, 1)\0"));
         assert!(has(b"LISTEN \"odd \"\"one\"\"\"\0"));
         assert!(has(b"SELECT $1, $2\0\0\x02\0\0\0\x17\0\0\0\0"), "the cluster's own type is left open");
+    }
+
+    #[test]
+    fn texts_are_read_alike_where_what_they_are_read_by_is_the_same() {
+        let of = |settings: &[(&str, &str)]| {
+            let settings =
+                settings.iter().map(|(name, value)| (name.as_bytes().into(), value.as_bytes().into()));
+            State { settings: settings.collect(), ..State::default() }
+        };
+        assert!(of(&[("work_mem", "1"), ("app.tenant", "7")]).read_by().is_empty());
+        let tokyo = of(&[("DateStyle", "ISO"), ("TimeZone", "Asia/Tokyo")]);
+        let same = of(&[("application_name", "x"), ("datestyle", "ISO"), ("timezone", "Asia/Tokyo")]);
+        assert_eq!(tokyo.read_by(), same.read_by());
+        assert_ne!(tokyo.read_by(), of(&[("DateStyle", "ISO"), ("TimeZone", "UTC")]).read_by());
+        let (user, role) = (Some(b"ann".to_vec()), Some(b"ann".to_vec()));
+        let (user, role) = (State { user, ..State::default() }, State { role, ..State::default() });
+        assert_ne!(user.read_by(), role.read_by());
     }
 
     #[test]

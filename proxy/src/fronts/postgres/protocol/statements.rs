@@ -1,8 +1,9 @@
 //! Prepared statements of clients that share connections.
 //!
 //! A client names its statements as it likes and expects to find them for as long as its session lasts; the connection that it
-//! has for this transaction may never have seen them. So each text gets a name of ours, the same for every client of the front, and
-//! the client's messages are rewritten to it. Where the connection lacks the statement, a Parse goes before the message that needs
+//! has for this transaction may never have seen them. So each text gets a name of ours, the same for every client of the front that has
+//! it read by the same settings ([`names::READ_BY`]: a time zone is in what became of its constants), and the client's messages are rewritten to it.
+//! What was prepared while a transaction may have had others is not used when that is over. Where the connection lacks the statement, a Parse goes before the message that needs
 //! it, and its answer is taken out again. Nothing is answered here: what a client asked for, the server has looked at.
 //!
 //! After an error the server skips everything up to the next Sync: what was skipped is undone here too. No further unit
@@ -38,6 +39,8 @@ pub struct Prepared {
     name: String,
     /// A Parse message's body without the name.
     tail: Box<[u8]>,
+    /// What it is read by.
+    read_by: Arc<[u8]>,
     leaves: Leaves,
 }
 
@@ -48,12 +51,15 @@ struct Leaves {
     traces: bool,
     /// A setting that is not found then, since its name is not known.
     hidden: bool,
+    /// For the rest of its transaction at least, texts are read by other settings.
+    rereads: bool,
 }
 
 impl Leaves {
     /// `whole`: there is no more of it.
     fn of(text: &[u8], whole: bool) -> Self {
-        Self { traces: !whole || traces::in_text(text), hidden: !whole || !names::find(text, |_| {}) }
+        let hidden = !whole || !names::find(text, |_| {});
+        Self { traces: !whole || traces::in_text(text), hidden, rereads: hidden || names::rereads(text) }
     }
 }
 
@@ -73,12 +79,13 @@ struct Known {
 }
 
 impl Registry {
-    /// The statement with this text and these types: a Parse message's body without the name.
-    fn get(&self, tail: &[u8]) -> Arc<Prepared> {
-        let hash = self.hasher.hash_one(tail);
+    /// The statement with this text and these types (a Parse message's body without the name), read by these settings.
+    fn get(&self, tail: &[u8], read_by: &Arc<[u8]>) -> Arc<Prepared> {
+        let hash = self.hasher.hash_one((tail, read_by));
         let mut known = lock(&self.known);
         let same = known.by_hash.get(&hash).into_iter().flatten().filter_map(Weak::upgrade);
-        if let Some(prepared) = same.into_iter().find(|prepared| *prepared.tail == *tail) {
+        let mut same = same.into_iter();
+        if let Some(prepared) = same.find(|known| *known.tail == *tail && known.read_by == *read_by) {
             return prepared;
         }
         if known.by_hash.len() > 64 + 2 * known.kept {
@@ -94,6 +101,7 @@ impl Registry {
             id: known.next,
             name: format!("{PREFIX}{}", known.next),
             tail: tail.into(),
+            read_by: Arc::clone(read_by),
             leaves: Leaves::of(text, true),
         });
         known.by_hash.entry(hash).or_default().push(Arc::downgrade(&prepared));
@@ -104,19 +112,36 @@ impl Registry {
 /// What a connection has prepared of ours.
 #[derive(Clone, Debug, Default)]
 pub struct Has {
-    /// Statements, and when they were last needed.
-    statements: HashMap<u64, u64>,
+    statements: HashMap<u64, There>,
     now: u64,
+    /// When it was last known what texts are read by.
+    since: u64,
     /// The unnamed statement is that of the client who has it now.
     unnamed: bool,
     /// Somebody may have set there what is not found when it is looked for: it is to be reset before another has it.
     pub hides: bool,
 }
 
+/// A statement on a connection.
+#[derive(Clone, Copy, Debug)]
+struct There {
+    /// When it was last needed.
+    used: u64,
+    /// When it was prepared; none: by which settings it was read is not known.
+    prepared: Option<u64>,
+}
+
 impl Has {
     /// Another client has it from here on.
     pub fn lent(&mut self) {
-        self.unnamed = false;
+        (self.unnamed, self.since) = (false, self.now);
+    }
+
+    /// By which settings it was read is not known of what was prepared since it was last known.
+    fn doubt(&mut self) {
+        for there in self.statements.values_mut() {
+            there.prepared.take_if(|prepared| *prepared > self.since);
+        }
     }
 
     /// Another connection, on which its client does anew what it did by SQL on this one: it may hide as much.
@@ -125,8 +150,21 @@ impl Has {
         Self { hides: self.hides, ..Self::default() }
     }
 
+    /// It is prepared there.
+    fn prepare(&mut self, id: u64) {
+        self.now += 1;
+        self.statements.insert(id, There { used: self.now, prepared: Some(self.now) });
+    }
+
+    /// Whether it is there and may be used.
+    fn uses(&mut self, id: u64) -> bool {
+        let there = self.statements.get_mut(&id).filter(|there| there.prepared.is_some());
+        self.now += 1;
+        there.map(|there| there.used = self.now).is_some()
+    }
+
     fn oldest(&self) -> Option<u64> {
-        self.statements.iter().min_by_key(|(_, used)| **used).map(|(id, _)| *id)
+        self.statements.iter().min_by_key(|(_, there)| there.used).map(|(id, _)| *id)
     }
 }
 
@@ -167,6 +205,10 @@ pub struct Statements {
     /// Its Parse message of the unnamed statement.
     unnamed: Option<Vec<u8>>,
     unnamed_leaves: Leaves,
+    /// What its texts are read by.
+    read_by: Arc<[u8]>,
+    /// Something was run that may have changed that.
+    rereads: bool,
     /// Of the connection that it has now.
     pub has: Has,
     owed: VecDeque<Owed>,
@@ -191,6 +233,8 @@ impl Statements {
             names: HashMap::new(),
             unnamed: None,
             unnamed_leaves: Leaves::default(),
+            read_by: Arc::default(),
+            rereads: false,
             has: Has::default(),
             owed: VecDeque::new(),
             touched: false,
@@ -199,6 +243,27 @@ impl Statements {
             within: false,
             skippable: false,
         }
+    }
+
+    /// It has a connection, with this on it.
+    pub fn take(&mut self, has: Has) {
+        self.has = has;
+        self.has.lent();
+        self.rereads = false;
+    }
+
+    /// What is set on its connection from here on, as far as texts are read by it.
+    pub fn are_read_by(&mut self, settings: Arc<[u8]>) {
+        self.read_by = settings;
+    }
+
+    /// After what it ran that may have left something, it is known again what is set on its connection.
+    pub fn asked(&mut self) {
+        if std::mem::take(&mut self.rereads) {
+            self.has.doubt();
+        }
+        self.has.since = self.has.now;
+        self.touched = false;
     }
 
     /// The client's message goes on: `bytes` from its type byte on, the whole of it or at least its names. `whole`: nothing of it is
@@ -226,7 +291,7 @@ impl Statements {
                 Ok(Rewritten::Changed)
             }
             Some(b'F') => {
-                self.runs(Leaves { traces: true, hidden: true });
+                self.runs(Leaves { traces: true, hidden: true, rereads: true });
                 Ok(Rewritten::Same)
             }
             _ => Ok(Rewritten::Same),
@@ -243,7 +308,7 @@ impl Statements {
                 there(oid)
             });
             if own {
-                *prepared = self.registry.get(&body[1..]);
+                *prepared = self.registry.get(&body[1..], &self.read_by);
             }
         }
         if let Some(parse) = &mut self.unnamed {
@@ -275,7 +340,7 @@ impl Statements {
             return Err(TooLong);
         }
         self.unsettled = true;
-        if let Some(known) = self.names.get(name).cloned() {
+        if let Some(known) = self.known(name) {
             // The server says what it says to a name that is taken.
             self.need(&known, out);
             self.owed.push_back(Owed::Parse { ours: false, id: None, client: None, unnamed: false });
@@ -284,7 +349,7 @@ impl Statements {
             self.drop_from_connection(known.id, out);
             return Ok(Rewritten::Changed);
         }
-        let prepared = self.registry.get(tail);
+        let prepared = self.registry.get(tail, &self.read_by);
         if self.has.statements.contains_key(&prepared.id) {
             // The client is to hear what the server says of this text now.
             self.drop_from_connection(prepared.id, out);
@@ -296,7 +361,7 @@ impl Statements {
             client: Some(name.into()),
             unnamed: false,
         });
-        self.use_of(prepared.id);
+        self.has.prepare(prepared.id);
         write_parse(out, &prepared.name, tail);
         self.names.insert(name.into(), prepared);
         Ok(Rewritten::Changed)
@@ -305,6 +370,16 @@ impl Statements {
     fn runs(&mut self, leaves: Leaves) {
         self.touched |= leaves.traces;
         self.has.hides |= leaves.hidden;
+        self.rereads |= leaves.rereads;
+    }
+
+    /// The client's statement of this name, as its texts are read now.
+    fn known(&mut self, name: &[u8]) -> Option<Arc<Prepared>> {
+        let prepared = self.names.get_mut(name)?;
+        if prepared.read_by != self.read_by {
+            *prepared = self.registry.get(&prepared.tail, &self.read_by);
+        }
+        Some(Arc::clone(prepared))
     }
 
     fn parse_unnamed(&mut self, ours: bool) {
@@ -337,7 +412,7 @@ impl Statements {
             return Rewritten::Changed;
         }
         // One that SQL made, or none.
-        let Some(prepared) = self.names.get(name).cloned() else { return Rewritten::Same };
+        let Some(prepared) = self.known(name) else { return Rewritten::Same };
         if binds {
             self.runs(prepared.leaves);
         }
@@ -398,19 +473,18 @@ impl Statements {
 
     /// The connection has this one when the next message comes to it.
     fn need(&mut self, prepared: &Prepared, out: &mut Vec<u8>) {
-        if !self.has.statements.contains_key(&prepared.id) {
-            self.unsettled = true;
-            self.make_room(out);
-            let id = Some(prepared.id);
-            self.owed.push_back(Owed::Parse { ours: true, id, client: None, unnamed: false });
-            write_parse(out, &prepared.name, &prepared.tail);
+        if self.has.uses(prepared.id) {
+            return;
         }
-        self.use_of(prepared.id);
-    }
-
-    fn use_of(&mut self, id: u64) {
-        self.has.now += 1;
-        self.has.statements.insert(id, self.has.now);
+        self.unsettled = true;
+        if self.has.statements.contains_key(&prepared.id) {
+            self.drop_from_connection(prepared.id, out);
+        }
+        self.make_room(out);
+        let id = Some(prepared.id);
+        self.owed.push_back(Owed::Parse { ours: true, id, client: None, unnamed: false });
+        write_parse(out, &prepared.name, &prepared.tail);
+        self.has.prepare(prepared.id);
     }
 
     fn make_room(&mut self, out: &mut Vec<u8>) {
@@ -439,6 +513,10 @@ impl Statements {
                 return ours;
             }
             b'C' => self.done(body),
+            // Whatever has set it, also where no text tells.
+            b'S' if read_text(body).is_some_and(|(name, _)| names::is_read_by(name)) => {
+                (self.touched, self.rereads) = (true, true);
+            }
             b'G' | b'W' => self.copy_begins(),
             b'Z' => self.ready(),
             _ => {}
@@ -516,7 +594,7 @@ impl Statements {
                 }
                 Owed::Close { id, client, .. } => {
                     if let Some(id) = id {
-                        self.has.statements.insert(id, 0);
+                        self.has.statements.insert(id, There { used: 0, prepared: None });
                     }
                     self.names.extend(client);
                 }

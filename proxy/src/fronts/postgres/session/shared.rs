@@ -63,7 +63,8 @@ impl Session {
         if !welcome(&mut client, &greeting, key.key(), &mut Vec::new()).await {
             return None;
         }
-        let statements = Statements::new(Arc::clone(&pool.registry), shelf.statements());
+        let mut statements = Statements::new(Arc::clone(&pool.registry), shelf.statements());
+        statements.are_read_by(base.read_by());
         let shared = Some(Box::new(statements));
         let relay = Relay::new(client.socket, client.received, greeting, key.key().0, shared);
         let active = front.active();
@@ -119,7 +120,10 @@ impl Session {
                 Err(error) => return Err(error.end(&self.front)),
             },
         };
-        if let Some(share) = &mut self.share {
+        if let (Some(share), Some(shared)) = (&mut self.share, &mut self.relay.shared)
+            && !Arc::ptr_eq(&share.on, &profile)
+        {
+            shared.are_read_by(profile.read_by());
             share.on = profile;
         }
         self.place(backend, has)
@@ -197,8 +201,9 @@ impl Session {
         if profile != *share.on {
             share.profile = Arc::new(over(&share.base, profile.clone()));
             share.on = Arc::new(profile);
+            shared.are_read_by(share.on.read_by());
         }
-        shared.touched = false;
+        shared.asked();
         shared.pinned = pinned;
         if let Some(place) = &mut share.place {
             place.pin(pinned);

@@ -15,6 +15,8 @@ struct Server {
     named: HashMap<Vec<u8>, Vec<u8>>,
     unnamed: Option<Vec<u8>>,
     portal: Option<Vec<u8>>,
+    /// How many it has prepared by a name.
+    parsed: usize,
     skips: bool,
     /// An unnamed statement that is skipped leaves the one before: there nobody can tell whose, and an error is better than the wrong one.
     forgets: bool,
@@ -100,6 +102,7 @@ impl Server {
             return None;
         } else {
             self.named.insert(name.to_vec(), text);
+            self.parsed += 1;
         }
         Some((b'1', Vec::new()))
     }
@@ -133,8 +136,7 @@ impl Client {
         has: &mut Has,
         units: &[(Vec<Vec<u8>>, usize)],
     ) -> Vec<(u8, Vec<u8>)> {
-        self.statements.has = std::mem::take(has);
-        self.statements.has.lent();
+        self.statements.take(std::mem::take(has));
         let (mut answers, mut seen) = (VecDeque::new(), Vec::new());
         for (unit, come) in units {
             if self.statements.unsettled {
@@ -261,6 +263,68 @@ fn a_statement_follows_its_client() {
     assert!(clients[0].statements.touched);
 }
 
+/// A time zone is in what became of a constant: one that has another must not get that.
+#[test]
+fn a_text_that_is_read_by_other_settings_is_another_statement() {
+    let registry = Arc::new(Registry::default());
+    let mut clients = [Client::new(&registry, 10), Client::new(&registry, 10), Client::new(&registry, 10)];
+    let (mut server, mut has) = (Server::default(), Has::default());
+    let (utc, tokyo): (Arc<[u8]>, Arc<[u8]>) = (b"UTC"[..].into(), b"Tokyo"[..].into());
+    for (client, settings) in clients.iter_mut().zip([&utc, &tokyo, &utc]) {
+        client.statements.are_read_by(Arc::clone(settings));
+        assert_eq!(tags(&client.run(&mut server, &mut has, &[parse("s", "SELECT 1"), sync()])), "1Z");
+    }
+    let mut binds = |client: usize, has: &mut Has| {
+        let statements = &mut clients[client].statements;
+        statements.take(std::mem::take(has));
+        let mut out = Vec::new();
+        statements.rewrite(&bind("s"), true, &mut out).unwrap();
+        while statements.owed.pop_front().is_some() {}
+        *has = std::mem::take(&mut statements.has);
+        let (tag, (_, rest)) = (out[0], read_text(&out[HEADER..]).unwrap());
+        (char::from(tag), read_text(rest).unwrap().0.to_vec())
+    };
+    for (client, name) in [(0, "_godwit_1"), (1, "_godwit_2"), (2, "_godwit_1"), (1, "_godwit_2")] {
+        assert_eq!(binds(client, &mut has), ('B', name.as_bytes().to_vec()), "{client}: nothing is prepared");
+    }
+    // One that sets another has its own prepared by that.
+    clients[2].statements.are_read_by(tokyo);
+    assert_eq!(clients[2].statements.known(b"s").unwrap().name, "_godwit_2");
+    clients[0].statements.are_read_by(b"Rome"[..].into());
+    assert_eq!(clients[0].run(&mut server, &mut has, &[bind("s"), sync()])[0].1, b"SELECT 1");
+    assert_eq!(server.named.len(), 3);
+}
+
+/// `SET LOCAL`, or a function that sets it.
+#[test]
+fn what_was_prepared_while_something_else_was_set_is_prepared_again() {
+    for (runs, reported, anew) in [
+        ("SET LOCAL search_path = x", "", 1),
+        ("SET LOCAL app.tenant = 7", "", 0),
+        ("SELECT f()", "TimeZone\0UTC\0", 1),
+        ("SELECT f()", "application_name\0x\0", 0),
+        ("UPDATE users SET role = 'x'", "", 0),
+    ] {
+        let mut client = Client::new(&Arc::default(), 10);
+        let (mut server, mut has) = (Server::default(), Has::default());
+        client.run(&mut server, &mut has, &[parse("before", "SELECT 1"), sync()]);
+        let within = [query(runs), parse("within", "SELECT 2"), bind("within"), bind("before"), sync()];
+        client.run(&mut server, &mut has, &within);
+        assert_eq!(server.parsed, 2, "{runs}: within its transaction it is what it is");
+        client.statements.heard(b'S', reported.as_bytes());
+        client.statements.has = std::mem::take(&mut has);
+        if client.statements.touched {
+            client.statements.asked();
+        }
+        has = std::mem::take(&mut client.statements.has);
+        for _ in 0..2 {
+            let answers = client.run(&mut server, &mut has, &[bind("within"), bind("before"), sync()]);
+            assert_eq!(tags(&answers), "22Z");
+            assert_eq!(server.parsed, 2 + anew, "{runs} {reported}");
+        }
+    }
+}
+
 /// PHP's PDO and psqlODBC take statements of the protocol away by SQL, which the server would refuse.
 #[test]
 fn what_sql_takes_away_is_taken_from_the_client() {
@@ -363,7 +427,7 @@ fn what_the_server_skipped_was_not_done() {
     // One that cannot be prepared again tells its client so.
     server.named.clear();
     has = Has::default();
-    client.statements.names.insert(b"bad"[..].into(), registry.get(b"wrong\0\0\0"));
+    client.statements.names.insert(b"bad"[..].into(), registry.get(b"wrong\0\0\0", &Arc::default()));
     assert_eq!(tags(&client.run(&mut server, &mut has, &[bind("bad"), sync()])), "EZ");
 }
 
@@ -463,7 +527,7 @@ fn a_connection_keeps_so_many() {
     // Nobody's statements are forgotten.
     drop(client);
     for number in 0..200 {
-        registry.get(format!("{number}\0\0\0").as_bytes());
+        registry.get(format!("{number}\0\0\0").as_bytes(), &Arc::default());
     }
     assert!(registry.known.lock().unwrap().by_hash.len() <= 66);
 }
