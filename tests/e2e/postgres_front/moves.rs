@@ -5,6 +5,25 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prepared_statement_that_is_too_long_keeps_its_session_where_it_is() {
+    let setup = Setup::start().await;
+    let session = setup.session().await;
+    let text = |count: usize| format!("SELECT 7 -- {}", "x".repeat(count));
+    let carried = setup.connect().await;
+    let short = carried.prepare(&text(1 << 19)).await.unwrap();
+    let long = session.client.prepare(&text(1 << 20)).await.unwrap();
+    // A move that is undone.
+    setup.hold().await;
+    setup.front.turnstile.open();
+    assert_eq!(session.client.query_one(&long, &[]).await.unwrap().get::<_, i32>(0), 7);
+    setup.cutover().await;
+    assert_eq!(carried.query_one(&short, &[]).await.unwrap().get::<_, i32>(0), 7);
+    let (state, detail) = session.error().await;
+    assert_eq!(state, "57P01");
+    assert!(detail.contains("a prepared statement of more than 1 MiB (s"), "{detail}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_keeps_all_it_has() {
     let setup = Setup::with(HOLD, |settings| settings.settings = vec!["hidden.value".into()], "").await;
     let mut session = setup.session().await;

@@ -23,6 +23,8 @@ use crate::clock;
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long a state may take to be read or said again.
 const STATE: Duration = Duration::from_secs(10);
+/// The longest row of a state: a text of 1 MiB may take more bytes in the client's encoding.
+const ROW: usize = 4 << 20;
 /// `query_canceled`.
 const CANCELED: &str = "57014";
 /// `insufficient_privilege`.
@@ -264,7 +266,7 @@ impl Backend {
             self.talk().send(question).await.map_err(NoBackend::Lost)?;
             let (mut rows, mut failure, mut is_answered) = (Vec::new(), None, false);
             loop {
-                let (tag, body) = self.talk().message(LONGEST).await.map_err(NoBackend::Lost)?;
+                let (tag, body) = self.talk().message(ROW).await.map_err(NoBackend::Lost)?;
                 match tag {
                     b'1' | b'2' | b'3' | b'C' => is_answered = true,
                     b'D' => rows.push(body),
@@ -513,6 +515,24 @@ mod tests {
         let (state, lifted) = tokio::join!(backend.state(&[], "ann"), answering);
         assert_eq!(state.unwrap().channels, [b"news"]);
         assert_eq!(lifted, [false, true]);
+    }
+
+    #[tokio::test]
+    async fn a_row_of_a_state_may_be_longer_than_other_messages() {
+        let (mut backend, mut server) = Backend::by_hand("a");
+        let text = vec![b'x'; 3 << 20];
+        let mut told = Vec::new();
+        message::write(&mut told, b'D', |out| {
+            out.extend(b"\0\x04\0\0\0\x05parse\0\0\0\x01s");
+            out.extend((text.len() as u32).to_be_bytes());
+            out.extend(&text);
+            out.extend([0; 4]);
+        });
+        message::write(&mut told, b'C', |_| {});
+        message::ready(&mut told);
+        let (state, written) = tokio::join!(backend.state(&[], "ann"), server.write_all(&told));
+        written.unwrap();
+        assert_eq!(state.unwrap().statements[0].text.len(), text.len());
     }
 
     #[tokio::test]

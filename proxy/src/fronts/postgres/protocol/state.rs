@@ -15,7 +15,7 @@ use super::{message, names};
 const OURS: &str = "_godwit_state";
 
 /// Nothing of the session's `search_path` is looked at. `$1`: names of custom settings, `$2`: who logged in,
-/// `$3`: what was asked before. An extension's setting has a value in every session; as any other it is the session's where that has set it.
+/// `$3`: what was asked before. A text of a prepared statement is asked for up to 1 MiB; the front's own are no longer where it counts. An extension's setting has a value in every session; as any other it is the session's where that has set it.
 const ASK: &str = "\
 WITH s AS MATERIALIZED (SELECT name, setting, source FROM pg_catalog.pg_settings) \
 SELECT 'setting', s.name, s.setting, '' FROM s \
@@ -29,8 +29,12 @@ UNION ALL SELECT 'user', session_user::pg_catalog.text, '', '' \
  WHERE session_user::pg_catalog.text OPERATOR(pg_catalog.<>) $2::pg_catalog.text \
 UNION ALL SELECT 'role', pg_catalog.current_setting('role'), '', '' \
  WHERE pg_catalog.current_setting('role') OPERATOR(pg_catalog.<>) 'none' \
-UNION ALL SELECT CASE WHEN p.from_sql THEN 'prepare' ELSE 'parse' END, p.name, p.statement, \
- pg_catalog.array_to_string(p.parameter_types::pg_catalog.oid[], ',') FROM pg_catalog.pg_prepared_statements p \
+UNION ALL SELECT CASE WHEN p.is_long THEN 'stuck' WHEN p.from_sql THEN 'prepare' ELSE 'parse' END, \
+ CASE WHEN p.is_long THEN 'a prepared statement of more than 1 MiB' ELSE p.name END, \
+ CASE WHEN p.is_long THEN p.name ELSE p.statement END, \
+ pg_catalog.array_to_string(p.parameter_types::pg_catalog.oid[], ',') \
+ FROM (SELECT name, statement, from_sql, parameter_types, pg_catalog.octet_length(statement) OPERATOR(pg_catalog.>) 1048576 \
+ AND pg_catalog.left(name, 8) OPERATOR(pg_catalog.<>) '_godwit_' AS is_long FROM pg_catalog.pg_prepared_statements) p \
  WHERE p.name OPERATOR(pg_catalog.<>) '_godwit_state' \
 UNION ALL SELECT 'channel', c, '', '' FROM pg_catalog.pg_listening_channels() c \
 UNION ALL SELECT 'stuck', 'a temporary object', c.relname::pg_catalog.text, '' FROM pg_catalog.pg_class c \
