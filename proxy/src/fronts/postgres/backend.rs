@@ -245,11 +245,14 @@ impl Backend {
                 rows => break rows?,
             }
         };
-        let mut found = State::default();
-        for row in rows {
-            found.take(&row).map_err(|_| NoBackend::Unexpected(b'D'))?;
-        }
-        Ok(found)
+        found(&rows)
+    }
+
+    /// The same of a replication connection.
+    pub(super) async fn state_simply(&mut self, custom: &[String], user: &str) -> Result<State, NoBackend> {
+        let mut question = Vec::new();
+        state::ask_simply(&mut question, custom, user);
+        found(&self.rows(&question).await?)
     }
 
     /// Counts how often the locks of its state were taken. After an error it is not known which of them it still has.
@@ -268,7 +271,7 @@ impl Backend {
             loop {
                 let (tag, body) = self.talk().message(ROW).await.map_err(NoBackend::Lost)?;
                 match tag {
-                    b'1' | b'2' | b'3' | b'C' => is_answered = true,
+                    b'1' | b'2' | b'3' | b'C' | b'T' => is_answered = true,
                     b'D' => rows.push(body),
                     b'E' => (failure, is_answered) = (Some(refused(&body)), true),
                     // After a copy that failed, one may come for a Sync that was thought to be ignored: no question has that alone for its answer.
@@ -314,6 +317,13 @@ impl Backend {
         self.say(out, steps).await
     }
 
+    /// Brings a fresh replication connection to settings and a role; what could not be carried, and why.
+    pub(super) async fn replay_simply(&mut self, state: &State) -> Result<Vec<String>, NoBackend> {
+        let mut out = Vec::new();
+        let steps = state.replay_simply(&mut out).into();
+        self.say(out, steps).await
+    }
+
     /// Brings one that another client has had to a state; what could not be carried, and why. An error says nothing of the state: the
     /// connection could not be rid of what the other client had, whose limits count until then.
     pub(super) async fn become_of(&mut self, state: &State) -> Result<Vec<String>, NoBackend> {
@@ -349,7 +359,7 @@ impl Backend {
                             lost.push(format!("{step}: another session has it"));
                         }
                     }
-                    b'1' | b'2' | b'C' => {}
+                    b'1' | b'2' | b'C' | b'T' => {}
                     _ => self.note((tag, body)).map_err(NoBackend::Unexpected)?,
                 }
             }
@@ -445,6 +455,15 @@ impl Backend {
     pub(super) fn talk(&mut self) -> Talk<'_> {
         Talk { socket: &mut self.socket, received: &mut self.received }
     }
+}
+
+/// What these rows say that a session has.
+fn found(rows: &[Vec<u8>]) -> Result<State, NoBackend> {
+    let mut found = State::default();
+    for row in rows {
+        found.take(row).map_err(|_| NoBackend::Unexpected(b'D'))?;
+    }
+    Ok(found)
 }
 
 /// Sets one among them.

@@ -133,10 +133,42 @@ pub fn ask(out: &mut Vec<u8>, custom: &[String], user: &str, lift: bool) {
         one(out, LIFT, &[]);
     }
     let before: &[u8] = if lift { b"{statement_timeout}" } else { b"{}" };
-    let names: Vec<String> = custom.iter().map(|name| format!("\"{name}\"")).collect();
-    let names = format!("{{{}}}", names.join(","));
-    one(out, ASK, &[names.as_bytes(), user.as_bytes(), before]);
+    one(out, ASK, &[array(custom).as_bytes(), user.as_bytes(), before]);
     message::sync(out);
+}
+
+/// Writes the question as a simple query: a replication connection takes no others.
+pub fn ask_simply(out: &mut Vec<u8>, custom: &[String], user: &str) {
+    let names = array(custom);
+    let values = [("1", names.as_str()), ("2", user), ("3", "{}")];
+    let mut parts = ASK.split('$');
+    let mut sql = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        for (number, value) in values {
+            if let Some(rest) = part.strip_prefix(number) {
+                literal(&mut sql, value.as_bytes());
+                sql.extend(rest.as_bytes());
+            }
+        }
+    }
+    message::query(out, &sql);
+}
+
+fn array(names: &[String]) -> String {
+    let names: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
+    format!("{{{}}}", names.join(","))
+}
+
+/// A string in SQL, whatever `standard_conforming_strings` is.
+fn literal(sql: &mut Vec<u8>, text: &[u8]) {
+    sql.extend(b" E'");
+    for byte in text {
+        if matches!(byte, b'\'' | b'\\') {
+            sql.push(*byte);
+        }
+        sql.push(*byte);
+    }
+    sql.push(b'\'');
 }
 
 /// Writes the question how often each of these locks was taken; its answer has a row of no meaning and then one for each of them, and
@@ -274,6 +306,36 @@ impl State {
     pub fn reset(out: &mut Vec<u8>) -> Step {
         message::query(out, b"RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL");
         Step::Reset
+    }
+
+    /// Writes what brings a fresh replication connection to these settings, session user and role, by simple queries.
+    pub fn replay_simply(&self, out: &mut Vec<u8>) -> Vec<Step> {
+        let (encoding, others): (Vec<_>, Vec<_>) =
+            self.settings.iter().partition(|(name, _)| name == b"client_encoding");
+        let pairs = |those: Vec<&'_ (Vec<u8>, Vec<u8>)>| -> Vec<(Vec<u8>, Vec<u8>)> {
+            those.into_iter().cloned().collect()
+        };
+        let who = [("session_authorization", &self.user), ("role", &self.role)];
+        let who = who.into_iter().filter_map(|(name, who)| Some((name.as_bytes().to_vec(), who.clone()?)));
+        let groups =
+            [(pairs(encoding), Step::Settings), (pairs(others), Step::Settings), (who.collect(), Step::Role)];
+        let mut steps = Vec::new();
+        for (settings, step) in groups {
+            let mut sql = Vec::new();
+            for (name, value) in &settings {
+                sql.extend(if sql.is_empty() { &b"SELECT"[..] } else { b"," });
+                sql.extend(b" pg_catalog.set_config(");
+                literal(&mut sql, name);
+                sql.push(b',');
+                literal(&mut sql, value);
+                sql.extend(b", false)");
+            }
+            if !sql.is_empty() {
+                message::query(out, &sql);
+                steps.push(step);
+            }
+        }
+        steps
     }
 
     /// Writes what brings a fresh session to this state, and what each ReadyForQuery of the answer is for; an error there says
@@ -473,6 +535,36 @@ mod tests {
         assert!(has(b"bool_and(pg_catalog.pg_try_advisory_lock_shared(1, -2)) FROM pg_catalog.generate_series(1, 1)\0"));
         assert!(has(b"LISTEN \"odd \"\"one\"\"\"\0"));
         assert!(has(b"SELECT $1, $2\0\0\x02\0\0\0\x17\0\0\0\0"), "the cluster's own type is left open");
+    }
+
+    #[test]
+    fn a_replication_connection_is_asked_and_told_by_simple_queries() {
+        let mut out = Vec::new();
+        ask_simply(&mut out, &["app.x$2".to_owned()], "o'neill");
+        assert_eq!(tags(&out), "Q");
+        let sql = String::from_utf8_lossy(&out);
+        assert!(sql.contains("unnest( E'{\"app.x$2\"}'::") && sql.contains(" E'o''neill'::"), "{sql}");
+        let mut state = State::default();
+        for values in [
+            ["setting", "work_mem", "65536", ""],
+            ["setting", "search_path", "\"a\\b\", 'c'", ""],
+            ["setting", "client_encoding", "LATIN1", ""],
+            ["role", "clerk", "", ""],
+        ] {
+            state.take(&row(values)).unwrap();
+        }
+        out.clear();
+        assert_eq!(state.replay_simply(&mut out), [Step::Settings, Step::Settings, Step::Role]);
+        let mut queries = Vec::new();
+        for sql in [
+            "SELECT pg_catalog.set_config( E'client_encoding', E'LATIN1', false)",
+            "SELECT pg_catalog.set_config( E'work_mem', E'65536', false), \
+             pg_catalog.set_config( E'search_path', E'\"a\\\\b\", ''c''', false)",
+            "SELECT pg_catalog.set_config( E'role', E'clerk', false)",
+        ] {
+            message::query(&mut queries, sql.as_bytes());
+        }
+        assert_eq!(String::from_utf8_lossy(&out), String::from_utf8_lossy(&queries));
     }
 
     #[test]

@@ -14,10 +14,13 @@ use replicator::postgres::stream::postgres_now;
 
 use super::super::backend::{NoBackend, refused};
 use super::super::protocol::streaming::{self, Command, Passed, Sent, Start};
+use super::super::protocol::tracker::{Status, Tracker};
+use super::super::protocol::{names, traces};
 use super::super::talk::{Message, Talk};
 use super::{
     Arc, Backend, Begun, Client, Duration, End, Fault, Guest, HEADER, Identity, PostgresFront, REST, Secret,
-    ShutdownWatch, State, again, clock, connect, leaving, message, refusal, welcome, written,
+    ShutdownWatch, State, Unprepared, again, clock, connect, leaving, message, refusal, stuck, welcome,
+    written,
 };
 
 /// The longest message: a row.
@@ -46,7 +49,7 @@ pub(super) async fn serve(front: Arc<PostgresFront>, begun: Begun, shutdown: Shu
     if !welcome(&mut client, &backend.parameters, key, &mut backend.aside).await {
         return;
     }
-    let whence = Whence { front, identity };
+    let whence = Whence { front, identity, set: State::default(), stuck: Vec::new() };
     let mut this = Replica { whence, client, shutdown, created: false, _guest: guest };
     let Err(end) = this.run(backend).await;
     if let End::Fault(fault) = end {
@@ -59,6 +62,10 @@ pub(super) async fn serve(front: Arc<PostgresFront>, begun: Begun, shutdown: Shu
 struct Whence {
     front: Arc<PostgresFront>,
     identity: Identity,
+    /// Settings and role: they go with it.
+    set: State,
+    /// What else it has, and cannot.
+    stuck: Vec<String>,
 }
 
 struct Replica {
@@ -114,6 +121,9 @@ impl Replica {
     async fn run(&mut self, mut backend: Backend) -> Result<std::convert::Infallible, End> {
         // What is yet to be answered.
         let mut asked: VecDeque<Asked> = VecDeque::new();
+        let mut tracker = Tracker::default();
+        // Something was run that may have left something.
+        let mut touched = false;
         loop {
             tokio::select! {
                 message = message_of(self.client.talk()) => {
@@ -125,10 +135,17 @@ impl Replica {
                         if self.created {
                             return Err(End::Fault(moved("It had made a replication slot on the server that was primary.")));
                         }
+                        if !tracker.at_boundary() {
+                            return Err(End::Fault(moved("It was in a transaction, which was not committed.")));
+                        }
                         backend = self.whence.connected().await?;
                     }
                     let command = match tag {
-                        b'Q' => streaming::command(body.strip_suffix(b"\0").unwrap_or(&body)),
+                        b'Q' => {
+                            names::find(&body, |name| self.whence.front.learn(name));
+                            touched |= traces::in_text(&body);
+                            streaming::command(body.strip_suffix(b"\0").unwrap_or(&body))
+                        }
                         _ => Command::Other,
                     };
                     match command {
@@ -159,6 +176,7 @@ impl Replica {
                         Command::Other if matches!(tag, b'Q' | b'F' | b'S') => asked.push_back(Asked::Other),
                         Command::Other => {}
                     }
+                    tracker.sent(tag);
                     send(backend.talk(), tag, &body).await.map_err(|_| lost())?;
                 }
                 message = message_of(backend.talk()) => {
@@ -166,7 +184,13 @@ impl Replica {
                     match (tag, asked.front()) {
                         // Of a command that only the server understood: its positions would pass as they are.
                         (b'W', _) => return Err(not_understood(&streaming::Malformed("a stream that was not asked for"))),
-                        (b'Z', _) => drop(asked.pop_front()),
+                        (b'Z', _) => {
+                            asked.pop_front();
+                            tracker.ready(body.first().and_then(|byte| Status::read(*byte)).unwrap_or_default());
+                        }
+                        (b'C', _) => touched |= self.whence.may_leave(&body),
+                        (b'G', _) => tracker.copy_begins(),
+                        (b'E', _) => tracker.failed(),
                         // A publication of all tables has Godwit's, which a subscriber has not.
                         (b'D', Some(Asked::Tables)) if is_own(&body) => continue,
                         (b'D', Some(Asked::Position(column))) => {
@@ -176,6 +200,11 @@ impl Replica {
                         _ => {}
                     }
                     send(self.client.talk(), tag, &body).await.map_err(|_| End::Client)?;
+                    // The next command would end what a slot has exported, and it cannot follow anyway.
+                    if touched && tracker.at_boundary() && !self.created {
+                        touched = false;
+                        self.whence.ask(&mut backend).await?;
+                    }
                 }
                 changed = self.shutdown.changed() => {
                     if changed.is_err() || *self.shutdown.borrow() {
@@ -379,9 +408,47 @@ impl Replica {
 }
 
 impl Whence {
-    /// A connection to where the primary is now.
+    /// A connection to where the primary is now, with what the client has set.
     async fn connected(&self) -> Result<Backend, End> {
-        again(&self.front, &self.identity, &State::default()).await.map_err(|error| error.end(&self.front))
+        if !self.stuck.is_empty() {
+            return Err(End::Fault(stuck(&self.stuck)));
+        }
+        let made = again(&self.front, &self.identity, &State::default()).await;
+        let mut backend = made.map_err(|error| error.end(&self.front))?;
+        if self.set.is_empty() {
+            return Ok(backend);
+        }
+        match backend.replay_simply(&self.set).await {
+            Ok(lost) if lost.is_empty() => Ok(backend),
+            Ok(lost) => Err(Unprepared::Lost(lost).end(&self.front)),
+            Err(error) => Err(Unprepared::None(error).end(&self.front)),
+        }
+    }
+
+    /// Whether a command that the server names so may have left something in the session, or ended what it had.
+    fn may_leave(&self, body: &[u8]) -> bool {
+        let (tag, _) = message::read_text(body).unwrap_or_default();
+        // Those of replication (`IDENTIFY_SYSTEM`) leave nothing.
+        !tag.contains(&b'_') && traces::in_tag(tag, !self.set.is_empty() || !self.stuck.is_empty())
+    }
+
+    /// Asks what the session has.
+    async fn ask(&mut self, backend: &mut Backend) -> Result<(), End> {
+        let asked = backend.state_simply(&self.front.custom(), &self.identity.user).await;
+        let mut state = match asked {
+            Ok(state) => state,
+            Err(NoBackend::Refused(error, _)) if !error.fatal => State {
+                stuck: vec![format!("what it has cannot be read: {}", error.message)],
+                ..State::default()
+            },
+            Err(_) => return Err(lost()),
+        };
+        self.set = state.take_profile();
+        self.stuck = std::mem::take(&mut state.stuck);
+        if !state.is_empty() {
+            self.stuck.push("what it listens to, has prepared or has locked".into());
+        }
+        Ok(())
     }
 
     /// How the primary of now numbers.

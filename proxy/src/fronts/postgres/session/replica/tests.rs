@@ -2,6 +2,7 @@
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
+use super::super::super::front::Active;
 use super::super::super::login::Greeted;
 use super::super::tests::front;
 use super::*;
@@ -23,7 +24,7 @@ async fn replica() -> (Replica, DuplexStream, tokio::sync::watch::Sender<bool>) 
     let (ends, shutdown) = tokio::sync::watch::channel(false);
     let (guest, _) = front.come();
     let identity = Identity { user: "cdc".into(), parameters: Vec::new(), secret: Secret::None };
-    let whence = Whence { front, identity };
+    let whence = Whence { front, identity, set: State::default(), stuck: Vec::new() };
     (Replica { whence, client: greeted, shutdown, created: false, _guest: guest }, client, ends)
 }
 
@@ -107,4 +108,59 @@ async fn a_stream_does_not_begin_behind_an_open_question() {
     client.write_all(&[QUERY, &begin].concat()).await.unwrap();
     let Err(ended) = replica.run(here).await;
     assert!(matches!(ended, End::Fault(fault) if fault.sqlstate == "0A000"));
+}
+
+/// Its client sends a query, and is told this in answer.
+async fn answered(client: &mut DuplexStream, server: &mut DuplexStream, answer: &[u8]) {
+    client.write_all(QUERY).await.unwrap();
+    let mut heard = vec![0; QUERY.len()];
+    server.read_exact(&mut heard).await.unwrap();
+    assert_eq!(heard, QUERY);
+    server.write_all(answer).await.unwrap();
+    let mut told = vec![0; answer.len()];
+    client.read_exact(&mut told).await.unwrap();
+    assert_eq!(told, answer);
+}
+
+#[tokio::test]
+async fn a_transaction_does_not_go_on_at_another_primary() {
+    let (mut replica, mut client, _ends) = replica().await;
+    let front = Arc::clone(&replica.whence.front);
+    let (here, mut server) = Backend::by_hand("a");
+    let playing = async {
+        answered(&mut client, &mut server, b"C\0\0\0\x0aBEGIN\0Z\0\0\0\x05T").await;
+        front.swap(Active { generation: 1, zone: "a".into() }).unwrap();
+        client.write_all(QUERY).await.unwrap();
+    };
+    let (Err(ended), ()) = tokio::join!(replica.run(here), playing);
+    let End::Fault(fault) = ended else { panic!("not told") };
+    assert_eq!(fault.sqlstate, "57P01");
+    assert_eq!(fault.detail, "It was in a transaction, which was not committed.");
+}
+
+#[tokio::test]
+async fn what_a_reader_has_set_is_known_when_it_moves() {
+    let (mut replica, mut client, _ends) = replica().await;
+    let (here, mut server) = Backend::by_hand("a");
+    let playing = async {
+        answered(&mut client, &mut server, b"C\0\0\0\x0dSELECT 1\0Z\0\0\0\x05I").await;
+        answered(&mut client, &mut server, b"C\0\0\0\x14IDENTIFY_SYSTEM\0Z\0\0\0\x05I").await;
+        answered(&mut client, &mut server, b"C\0\0\0\x08SET\0Z\0\0\0\x05I").await;
+        let mut asked = Vec::new();
+        while !asked.ends_with(b"granted\0") {
+            assert!(server.read_buf(&mut asked).await.unwrap() > 0);
+        }
+        let mut row = b"\0\x04\0\0\0\x07setting\0\0\0\x09DateStyle\0\0\0\x03SQL\0\0\0\0".to_vec();
+        row = [b"D".to_vec(), (row.len() as u32 + 4).to_be_bytes().to_vec(), row].concat();
+        server
+            .write_all(&[b"T\0\0\0\x06\0\0", &row[..], b"C\0\0\0\x0dSELECT 1\0", READY].concat())
+            .await
+            .unwrap();
+        answered(&mut client, &mut server, READY).await;
+        drop(client);
+    };
+    let (Err(ended), ()) = tokio::join!(replica.run(here), playing);
+    assert!(matches!(ended, End::Client));
+    assert_eq!(replica.whence.set.settings, [(b"DateStyle".to_vec(), b"SQL".to_vec())]);
+    assert!(replica.whence.stuck.is_empty());
 }
