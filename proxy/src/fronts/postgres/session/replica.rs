@@ -19,8 +19,8 @@ use super::super::protocol::{names, traces};
 use super::super::talk::{Message, Talk};
 use super::{
     Arc, Backend, Begun, Client, Duration, End, Fault, Guest, HEADER, Identity, PostgresFront, REST, Secret,
-    ShutdownWatch, State, Unprepared, again, clock, connect, leaving, message, refusal, stuck, welcome,
-    written,
+    ShutdownWatch, State, Unprepared, again, await_turn, clock, connect, leaving, message, refusal, stuck,
+    welcome, written,
 };
 
 /// The longest message: a row.
@@ -41,7 +41,14 @@ pub(super) fn physical(what: &str) -> Fault {
 /// Serves one that has logged in.
 pub(super) async fn serve(front: Arc<PostgresFront>, begun: Begun, shutdown: ShutdownWatch) {
     let Begun { mut client, identity, guest, .. } = begun;
-    let mut backend = match connect(&front, &identity).await {
+    let mut seat = front.turnstile.sit();
+    if let Err(End::Fault(fault)) = await_turn(&front, &mut seat).await {
+        return client.refuse(&written(&fault)).await;
+    }
+    let connected = connect(&front, &identity).await;
+    // A move waits for nobody who reads changes.
+    drop(seat);
+    let mut backend = match connected {
         Ok(backend) => backend,
         Err(error) => return client.refuse(&refusal(&front, error)).await,
     };

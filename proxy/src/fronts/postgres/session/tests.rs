@@ -96,3 +96,28 @@ async fn who_logs_in_at_a_database_that_says_nothing_is_told_before_its_time_is_
     let said = told(&front(PostgresAuth::Query(None), Duration::from_millis(200), port)).await;
     assert!(said.contains("C08001"), "{said}");
 }
+
+#[tokio::test]
+async fn who_reads_changes_and_comes_during_a_move_is_let_in_after_it() {
+    let nobody = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+    let front = front(PostgresAuth::Trust, Duration::from_secs(10), nobody);
+    front.turnstile.arm();
+    assert!(front.turnstile.close_if_armed(None, false));
+    let (mut client, theirs) = tokio::io::duplex(1 << 16);
+    let mut out = Vec::new();
+    let parameters = [("user", "cdc"), ("database", "shop"), ("replication", "database")];
+    message::startup(&mut out, parameters.into_iter());
+    client.write_all(&out).await.unwrap();
+    let (_ends, shutdown) = watch::channel(false);
+    let mut serving = std::pin::pin!(serve(Arc::clone(&front), Box::new(theirs), shutdown));
+    while front.turnstile.stats().held == 0 {
+        assert!(futures_util::poll!(serving.as_mut()).is_pending(), "it is not let in");
+        tokio::task::yield_now().await;
+    }
+    front.turnstile.open();
+    let mut said = Vec::new();
+    let (read, ()) = tokio::join!(client.read_to_end(&mut said), serving);
+    read.unwrap();
+    assert!(String::from_utf8_lossy(&said).contains("C08001"), "then it is connected");
+    assert_eq!(front.turnstile.stats().running, 0);
+}
