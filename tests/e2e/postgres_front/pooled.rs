@@ -157,6 +157,25 @@ async fn a_prepared_text_is_read_by_its_own_clients_settings() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_differs_in_options_shares_connections_all_the_same() {
+    let setup = sharing(POOL).await;
+    let mut tenants = Vec::new();
+    for number in 0..5 {
+        let mut config = setup.config();
+        config.options(format!("-c search_path=tenant_{number} --work-mem={}MB", number + 1));
+        tenants.push(Session::start(&config).await.client);
+    }
+    for _ in 0..2 {
+        for (number, tenant) in tenants.iter().enumerate() {
+            assert_eq!(setting(tenant, "search_path").await, format!("tenant_{number}"));
+            assert_eq!(setting(tenant, "work_mem").await, format!("{}MB", number + 1));
+            assert_eq!(connections(&setup).await, 1);
+        }
+        setup.cutover().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_sees_what_another_has_set_however_it_is_written() {
     let setup = sharing(POOL).await;
     let (one, two) = (setup.connect().await, setup.connect().await);

@@ -18,9 +18,9 @@ use crate::config::model::PostgresPool;
 use crate::lock::lock;
 
 /// Profiles for which it is known how a server greets who has them.
-const GREETINGS: usize = 64;
+const GREETINGS: usize = 256;
 
-/// What connections of a role can differ in only from the beginning: the role, and `options` of the startup packet.
+/// What connections of a role can differ in only from the beginning: the role, and `options` of the startup packet that cannot be set later.
 type Key = (String, Option<String>);
 
 /// The connections of a front.

@@ -7,6 +7,18 @@ const LONGEST_SECRET: usize = 256;
 /// The newest minor version of protocol 3 that is spoken here.
 pub const MINOR: u16 = 2;
 
+/// Settings that a session cannot change later, or that come to nothing then.
+const ONLY_AT_START: [&str; 8] = [
+    "ignore_system_indexes",
+    "jit_debugging_support",
+    "jit_profiling_support",
+    "local_preload_libraries",
+    "log_connections",
+    "log_disconnections",
+    "post_auth_delay",
+    "session_preload_libraries",
+];
+
 const CANCEL: u32 = 80_877_102;
 const SSL: u32 = 80_877_103;
 const GSS: u32 = 80_877_104;
@@ -112,6 +124,48 @@ fn checked(startup: Startup) -> Result<Startup, Refused> {
     if startup.get("user").is_none_or(str::is_empty) { Err(Refused::NoUser) } else { Ok(startup) }
 }
 
+/// What `options` of a startup packet set, in its order, if that is all that they do and all of it can be set later as well: `-c name=value`,
+/// `-cname=value` or `--name=value`, with a backslash before a blank that is part of it.
+pub fn options(options: &str) -> Option<Vec<(String, String)>> {
+    let mut words = words(options).into_iter();
+    let mut settings = Vec::new();
+    while let Some(word) = words.next() {
+        let pair = match (word.strip_prefix("--"), word.strip_prefix("-c")) {
+            (Some(pair), _) => pair.to_owned(),
+            (None, Some("")) => words.next()?,
+            (None, Some(pair)) => pair.to_owned(),
+            (None, None) => return None,
+        };
+        let (name, value) = pair.split_once('=')?;
+        let name = name.replace('-', "_");
+        if name.is_empty() || ONLY_AT_START.iter().any(|known| name.eq_ignore_ascii_case(known)) {
+            return None;
+        }
+        settings.push((name, value.to_owned()));
+    }
+    Some(settings)
+}
+
+/// As `pg_split_opts` does.
+fn words(options: &str) -> Vec<String> {
+    let (mut words, mut word, mut begun) = (Vec::new(), String::new(), false);
+    let mut characters = options.chars();
+    while let Some(character) = characters.next() {
+        if character.is_ascii_whitespace() || character == '\x0b' {
+            if std::mem::take(&mut begun) {
+                words.push(std::mem::take(&mut word));
+            }
+            continue;
+        }
+        begun = true;
+        word.extend(if character == '\\' { characters.next() } else { Some(character) });
+    }
+    if begun {
+        words.push(word);
+    }
+    words
+}
+
 fn text(bytes: &[u8]) -> Result<(&str, &[u8]), Refused> {
     let end = bytes.iter().position(|byte| *byte == 0).ok_or(Refused::Layout)?;
     let text = std::str::from_utf8(&bytes[..end]).map_err(|_| Refused::Encoding)?;
@@ -203,7 +257,36 @@ mod tests {
         assert_eq!(length(b"GET / HTTP/1.1"), Err(Refused::Length));
     }
 
+    #[test]
+    fn options_are_settings_where_they_are_nothing_else() {
+        let of = |text: &str| {
+            let settings = options(text)?.into_iter().map(|(name, value)| format!("{name}={value}"));
+            Some(settings.collect::<Vec<_>>())
+        };
+        for (text, settings) in [
+            ("", &[][..]),
+            ("-c search_path=tenant_17", &["search_path=tenant_17"]),
+            (
+                " -cwork_mem=1MB\t--statement-timeout=5s  -c a.b=",
+                &["work_mem=1MB", "statement_timeout=5s", "a.b="],
+            ),
+            ("-c search_path=a,\\ b\\\\ --x=-c=1", &["search_path=a, b\\", "x=-c=1"]),
+        ] {
+            assert_eq!(of(text).unwrap(), settings, "{text}");
+        }
+        for text in
+            ["-e", "-c", "-c geqo", "--geqo", "-c=1", "x", "-c a=1 -S 64", "--log-connections=on", "-c \\"]
+        {
+            assert_eq!(of(text), None, "{text}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn any_options_are_read_or_left(text in ".*") {
+            let _ = options(&text);
+        }
+
         #[test]
         fn any_bytes_are_read_or_refused(body in prop::collection::vec(any::<u8>(), 0..200), code: u32) {
             let _ = read(&body);
