@@ -68,6 +68,7 @@ impl Outside {
     }
 
     /// The same under its name: what a ledger has of another driver is not asked of it.
+    #[must_use]
     pub fn named(self, maker: Maker) -> Self {
         // It has no name yet.
         let _ = self.shared.maker.set(maker);

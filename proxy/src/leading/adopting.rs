@@ -157,14 +157,19 @@ fn may_adopt(cluster: &Cluster) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::model::ProcessCluster;
+    use crate::config::model::{ProcessCluster, Trusted};
 
     #[test]
     fn a_process_driver_adopts_no_database_that_it_did_not_make() {
         let folder = tempfile::tempdir().expect("temporary directory");
         let data = folder.path().join("data");
-        let cluster =
-            ProcessCluster { bin: "/bin".into(), data: data.clone(), listen: ([127, 0, 0, 1], 1).into() };
+        let cluster = ProcessCluster {
+            bin: "/bin".into(),
+            data: data.clone(),
+            listen: ([127, 0, 0, 1], 1).into(),
+            trusted: Trusted::All,
+            logins: Vec::new(),
+        };
         let driver = |cluster: Option<ProcessCluster>| {
             Driver::Process(ProcessDriver {
                 directory: folder.path().join("driver"),

@@ -182,7 +182,7 @@ impl ProcessProvisioning {
             for index in 0..count {
                 turn.workers.ensure(index)?;
             }
-            let left = (deadline - deadline / 10).saturating_sub(began.elapsed());
+            let left = (deadline / 10 * 9).saturating_sub(began.elapsed());
             let ready = shared.timeouts.ready.min(Duration::from_secs(left.as_secs()));
             let in_vain = async {
                 nobody_waits.cancelled().await;

@@ -290,7 +290,7 @@ mod tests {
         ] {
             assert!(rereads(sets.as_bytes()), "{sets}");
         }
-        assert!(rereads(&[b'x'; LOOK + 1]), "what was not looked at");
+        assert!(rereads(&vec![b'x'; LOOK + 1]), "what was not looked at");
         for other in [
             "SET LOCAL app.tenant = '7'",
             "SELECT set_config('app.tenant', $1, true), set_config('work_mem' , $2, true)",

@@ -131,9 +131,8 @@ pub fn options(options: &str) -> Option<Vec<(String, String)>> {
     let mut settings = Vec::new();
     while let Some(word) = words.next() {
         let pair = match (word.strip_prefix("--"), word.strip_prefix("-c")) {
-            (Some(pair), _) => pair.to_owned(),
             (None, Some("")) => words.next()?,
-            (None, Some(pair)) => pair.to_owned(),
+            (Some(pair), _) | (None, Some(pair)) => pair.to_owned(),
             (None, None) => return None,
         };
         let (name, value) = pair.split_once('=')?;
