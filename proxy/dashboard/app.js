@@ -14,12 +14,9 @@ import { Resource } from './parts/resource.js';
 /** The name after `#/`; none: the overview. */
 const place = signal('');
 const read = () => {
-  const name = location.hash.replace(/^#\/?/, '');
-  try {
-    place.value = decodeURIComponent(name);
-  } catch {
-    place.value = name;
-  }
+  place.value = location.hash.replace(/^#\/?/, '');
+  // What is no escape is itself.
+  try { place.value = decodeURIComponent(place.value); } catch {}
 };
 addEventListener('hashchange', read);
 read();

@@ -11,8 +11,8 @@ const UNSEEN = 10_000;
 let source, silence, unseen;
 /** What is said while everything is read: its answer may be older. */
 let held;
-/** How often something was said of a resource whose migrations are not there yet. */
-let missed = {};
+/** How often something was said of migrations that are not there yet. */
+let missed = 0;
 
 /** Connects; again after the browser gave up, or after a login. */
 export function connect() {
@@ -108,7 +108,8 @@ async function reload() {
     if (held !== later) return;
     resources.value = Object.fromEntries(views.map((view) => [view.name, view]));
     views.forEach(trail);
-    [runs.value, missed] = [{}, {}];
+    runs.value = {};
+    missed += 1;
     if (source?.readyState === EventSource.OPEN) link.value = 'live';
   } catch (why) {
     link.value = why.message;
@@ -121,18 +122,18 @@ async function reload() {
 
 /** For the page of this resource: others' are not kept. An answer may be older than what was said while it was waited for. */
 export async function readRuns(resource) {
-  let of, before, list;
+  let before, list;
   do {
-    [of, before] = [missed, missed[resource]];
+    before = missed;
     list = await get(at(resource, '/migrations?limit=50'));
-  } while (missed !== of || missed[resource] !== before);
+  } while (missed !== before);
   // Where it was asked for twice, events go on from the answer that came first.
   if (!runs.peek()[resource]) runs.value = { ...runs.peek(), [resource]: list };
 }
 
 function migration(event) {
   const list = runs.peek()[event.resource];
-  if (!list) return void (missed[event.resource] = (missed[event.resource] ?? 0) + 1);
+  if (!list) return void (missed += 1);
   const known = list.some((run) => run.id === event.id);
   runs.value = { ...runs.peek(), [event.resource]: withStep(list, event) };
   // What is written down beside the steps: the hold, the marker, the comparison; and steps from before we listened.

@@ -17,19 +17,17 @@ export function Checks({ view }) {
 
 function Verification({ view }) {
   const path = at(view.name, '/verification');
+  const [last, setLast] = useState(null);
   // Each answer, and each that did not come, has the next one asked for.
-  const [answer, setAnswer] = useState({ last: null });
-  const { last } = answer;
-  const setLast = (next) => setAnswer({ last: next });
-  const read = () => optional(path).then(setLast, () => setAnswer((old) => ({ ...old })));
+  const read = () => optional(path).then(setLast, () => setLast((old) => ({ ...old })));
   useEffect(() => void read(), [view.name, view.migration]);
   useEffect(() => {
     const timer = setTimeout(read, last?.state === 'running' ? PACE : REST);
     return () => clearTimeout(timer);
-  }, [answer]);
+  }, [last]);
   const [starting, start] = useAction(async (resume) => setLast(await post(path, { resume })));
   const [stopping, stop] = useAction(async () => setLast(await ask('DELETE', path)));
-  if (!last) return null;
+  if (!last?.state) return null;
   const { state, progress } = last;
   const running = state === 'running';
   const share = progress.rows_estimate ? Math.min(1, progress.rows / progress.rows_estimate) : 0;

@@ -22,7 +22,7 @@ fetch "world-atlas@$atlas" atlas
 
 publish() { # FROM TO: imports by path, no source map
   sed -E -e 's#"preact/hooks"#"./preact-hooks.js"#g; s#"preact"#"./preact.js"#g; s#"@preact/signals-core"#"./signals-core.js"#g' \
-    -e '/^\/\/# sourceMappingURL=/d' "$work/$1" >"$2"
+    -e 's|//# sourceMappingURL=.*||' "$work/$1" >"$2"
 }
 publish preact/dist/preact.mjs preact.js
 publish preact/hooks/dist/hooks.mjs preact-hooks.js
