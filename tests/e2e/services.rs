@@ -261,13 +261,16 @@ async fn gets_in(settings: &ProcessDriver, role: &str, password: Option<&str>) -
     Ok(config.connect(tokio_postgres::NoTls).await.is_ok())
 }
 
+fn cluster_of(settings: &ProcessDriver) -> Result<Cluster> {
+    let made = settings.cluster.clone().context("a cluster")?;
+    Ok(Cluster { bin: made.bin, data: made.data, host: "127.0.0.1".into(), port: made.listen.port() })
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_is_the_superuser_of_a_driver_s_cluster_because_he_says_so() -> Result<()> {
     let home = directory()?;
     let mut settings = settings(home.path(), 1, &zone::free_ports(2)?)?;
-    let made = settings.cluster.clone().context("a cluster")?;
-    let cluster =
-        Cluster { bin: made.bin, data: made.data, host: "127.0.0.1".into(), port: made.listen.port() };
+    let cluster = cluster_of(&settings)?;
     // As an earlier version left one: open, and running.
     cluster.init("fsync = off\n")?;
     std::fs::remove_file(cluster.data.join("godwit.superuser"))?;
@@ -275,8 +278,8 @@ async fn nobody_is_the_superuser_of_a_driver_s_cluster_because_he_says_so() -> R
     let _cleanup = Cleanup(driver.clone());
     cluster.start()?;
     let mut careless = settings.clone();
-    let comes_as_it = format!("postgres://{SUPERUSER}@{}/orders", made.listen).parse()?;
-    careless.cluster.as_mut().context("a cluster")?.logins = vec![comes_as_it];
+    let made = careless.cluster.as_mut().context("a cluster")?;
+    made.logins = vec![format!("postgres://{SUPERUSER}@{}/orders", made.listen).parse()?];
     ProcessProvisioning::new(careless).provision(&"op-0".into(), &0.into()).await?;
     assert!(
         gets_in(&settings, SUPERUSER, None).await?,
@@ -567,8 +570,9 @@ async fn a_worker_finishes_its_requests_when_it_is_scaled_away() -> Result<()> {
     let _cleanup = Cleanup(driver.clone());
     driver.provision(&"up".into(), &1.into()).await?;
     let database = settings.cluster.as_ref().context("cluster")?.listen;
+    let password = cluster_of(&settings)?.superuser_password().context("a password")?;
     let connect = async || -> Result<Client> {
-        let dsn = format!("postgres://postgres@{database}/orders");
+        let dsn = format!("postgres://postgres:{password}@{database}/orders");
         let (client, connection) = tokio_postgres::connect(&dsn, tokio_postgres::NoTls).await?;
         tokio::spawn(connection);
         Ok(client)
