@@ -232,8 +232,8 @@ fn lost(other: &Judged, best: &Judged) -> Verdict {
     Verdict::Lost { to: best.zone.clone(), by: other.burden - best.burden, most_in: best.terms[most].name }
 }
 
-/// The filters that `place` breaks.
-fn broken(rules: &Rules, primary: &Place, place: &Place) -> Vec<String> {
+/// The filters that `place` breaks; none: it may be chosen.
+pub fn broken(rules: &Rules, primary: &Place, place: &Place) -> Vec<String> {
     let mut broken = Vec::new();
     if let Some(pattern) = rules.deny.iter().find(|pattern| place.is(pattern)) {
         broken.push(format!("denied by `{pattern}`"));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use migration::units::Timestamp;
 use migration::world::Fact;
-use migration::zones::{Candidate, Judged, Place, Verdict, choose};
+use migration::zones::{Candidate, Judged, Place, Verdict, broken, choose};
 use serde::{Deserialize, Serialize};
 
 use super::fed::of_one_source;
@@ -109,19 +109,15 @@ pub fn choice(
     feeds: &FeedBoard,
     now: Timestamp,
 ) -> ChoiceView {
-    let fed = |zone: &str| feeds.cost(&resource.name, zone, now);
-    let costs = costs(configured(config.zones.iter(), resource), fed);
-    let all: Vec<Candidate> = config
-        .zones
-        .iter()
-        .zip(costs)
-        .map(|((name, zone), cost)| Candidate {
-            place: place(name, zone),
-            latency_ms: latency(name, view),
-            spikes_per_day: spikes_per_day(name, spikes),
-            cost,
-        })
-        .collect();
+    let zones: Vec<_> = config.zones.iter().collect();
+    let costs = costs(&zones, &view.primary, resource, |zone| feeds.cost(&resource.name, zone, now));
+    let candidate = |((name, zone), cost)| Candidate {
+        place: place(name, zone),
+        latency_ms: latency(name, view),
+        spikes_per_day: spikes_per_day(name, spikes),
+        cost,
+    };
+    let all: Vec<Candidate> = zones.into_iter().zip(costs).map(candidate).collect();
     let primary = all.iter().find(|candidate| *candidate.place.zone.0 == *view.primary);
     // The primary is a placement, and each placement names a zone of the configuration.
     let judged = primary.map(|primary| choose(&resource.policy.zones, primary, &all));
@@ -153,7 +149,7 @@ pub fn first_choice(
     let (all, without): (Vec<_>, Vec<_>) =
         config.zones.iter().partition(|(name, _)| **name == resource.primary || drives(name));
     let fed = |zone: &str| feeds.and_then(|feeds| feeds.cost(&resource.name, zone, now));
-    let costs = costs(configured(all.iter().copied(), resource), fed);
+    let costs = costs(&all, &resource.primary, resource, fed);
     let all: Vec<Candidate> = all.into_iter().zip(costs).map(candidate).collect();
     let primary = all.iter().find(|candidate| *candidate.place.zone.0 == *resource.primary);
     let judged = primary.map(|primary| choose(&resource.policy.zones, primary, &all));
@@ -186,18 +182,45 @@ fn place(name: &str, zone: &Zone) -> Place {
     }
 }
 
-/// What a worker costs in each of these zones, in their order: of all of them what feeds say, or of all of them what is configured.
+/// What a worker costs in each of these zones, in their order: by one source in the primary and wherever the shadow may be. The others are
+/// only shown.
 fn costs(
-    configured: BTreeMap<String, Option<f64>>,
+    zones: &[(&String, &Zone)],
+    primary: &str,
+    resource: &Resource,
     fed: impl Fn(&str) -> Option<Fact<f64>>,
 ) -> Vec<Fact<f64>> {
+    let primary = zones.iter().find(|(name, _)| *name == primary).map(|(name, zone)| place(name, zone));
+    let rules = &resource.policy.zones;
+    let counts = |(name, zone): &(&String, &Zone)| {
+        primary.as_ref().is_some_and(|primary| {
+            *primary.zone.0 == **name || broken(rules, primary, &place(name, zone)).is_empty()
+        })
+    };
+    let counting = zones.iter().copied().filter(counts);
+    let mut all = of_one(configured(counting, resource), &fed);
+    let alone = |zone| of_one(configured(std::iter::once(zone), resource), &fed);
+    zones
+        .iter()
+        .filter_map(|(name, zone)| all.remove(*name).or_else(|| alone((*name, *zone)).remove(*name)))
+        .collect()
+}
+
+/// Of all of them what feeds say, or of all of them what is configured.
+fn of_one(
+    configured: BTreeMap<String, Option<f64>>,
+    fed: impl Fn(&str) -> Option<Fact<f64>>,
+) -> BTreeMap<String, Fact<f64>> {
     let said = configured.keys().map(|zone| (zone.clone(), fed(zone))).collect();
     let mut costs = of_one_source(said, &configured);
     let unsaid = |configured: Option<f64>| match configured {
         Some(cost) => Fact::known(cost, Duration::ZERO, "configuration"),
         None => Fact::unknown("no cost is configured"),
     };
-    let cost = |(zone, configured)| costs.remove(&zone).unwrap_or_else(|| unsaid(configured));
+    let cost = |(zone, configured)| {
+        let cost = costs.remove(&zone).unwrap_or_else(|| unsaid(configured));
+        (zone, cost)
+    };
     configured.into_iter().map(cost).collect()
 }
 
@@ -271,7 +294,7 @@ mod tests {
         let of = |own: [Option<f64>; 3], fed: [Option<f64>; 3]| {
             let fed = by_zone(fed);
             let said = |zone: &str| Some(Fact::known(fed[zone]?, Duration::ZERO, "feed opencost"));
-            costs(by_zone(own), said).iter().map(|cost| cost.value().copied()).collect::<Vec<_>>()
+            of_one(by_zone(own), said).values().map(|cost| cost.value().copied()).collect::<Vec<_>>()
         };
         // A core costs 0.03, a worker 1.6.
         let workers = [Some(1.6), Some(1.2), Some(1.4)];
@@ -283,5 +306,22 @@ mod tests {
         let cores = [Some(0.03), Some(0.05), Some(0.04)];
         assert_eq!(of(workers, cores), cores);
         assert_eq!(of([Some(1.6), None, Some(1.4)], [None; 3]), [Some(1.6), None, Some(1.4)]);
+    }
+
+    #[test]
+    fn a_zone_where_the_shadow_may_not_be_takes_nobodys_price_away() {
+        use crate::config::{load, samples};
+        let folder = tempfile::tempdir().expect("temporary directory");
+        let costly = "near: { cost: 1.60/h }, far: { cost: 1.60/h }, us: { cost: 1.60/h } }";
+        let text = samples::ORDERS.replacen("near: {}, far: {} }", costly, 1);
+        let file = samples::write(folder.path(), &text);
+        std::fs::write(folder.path().join("policies/p.yaml"), "zones: { deny: [us] }\n").expect("write");
+        let config = load(&file).expect("valid");
+        let resource = &config.resources["orders"];
+        let zones: Vec<_> = config.zones.iter().collect();
+        let fed = |zone: &str| (zone != "us").then(|| Fact::known(0.03, Duration::ZERO, "feed opencost"));
+        let costs = costs(&zones, "near", resource, fed);
+        let costs: Vec<_> = costs.iter().map(|cost| cost.value().copied()).collect();
+        assert_eq!(costs, [Some(0.03), Some(0.03), Some(1.6)]);
     }
 }
