@@ -12,6 +12,7 @@ use replicator::drift::Difference;
 use replicator::postgres::blocks;
 use replicator::preflight::Side;
 use replicator::status::{CopyStage, Phase as StreamPhase};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::answering::IN_A_ROW;
@@ -145,12 +146,14 @@ pub struct Measure {
     board: Arc<ProbeBoard>,
     feeds: FeedBoard,
     watched: Arc<Mutex<Watched>>,
+    /// The databases are examined now.
+    again: Arc<Notify>,
 }
 
 impl Measure {
     /// Measures nothing yet.
     pub fn new(resource: Arc<Live>, latencies: Latencies, board: Arc<ProbeBoard>, feeds: FeedBoard) -> Self {
-        Self { resource, latencies, board, feeds, watched: Arc::default() }
+        Self { resource, latencies, board, feeds, watched: Arc::default(), again: Arc::default() }
     }
 
     /// Starts what watches between the steps; ends with `stop`.
@@ -179,7 +182,7 @@ impl Measure {
         let with_database = resource.placements.values().filter(|placement| placement.has_database());
         for zone in with_database.map(|placement| placement.zone.clone()) {
             let (databases, watched) = (databases.clone(), self.watched.clone());
-            let live = self.resource.clone();
+            let (live, again) = (self.resource.clone(), self.again.clone());
             tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
                 loop {
                     let mut begun = clock::monotonic();
@@ -191,10 +194,15 @@ impl Measure {
                     }
                     let rests = rests(begun.elapsed(), found.is_ok());
                     lock(&watched).blockers.insert(zone.clone(), found);
-                    tokio::time::sleep(rests).await;
+                    let _ = tokio::time::timeout(rests, again.notified()).await;
                 }
             }));
         }
+    }
+
+    /// Examines the databases now, whatever rests: somebody was refused who may have mended what stood in the way.
+    pub(super) fn look_again(&self) {
+        self.again.notify_waiters();
     }
 
     /// Compares the schemas of both zones, the primary's first, and has the shadow's follow as the policy says; ends with `stop`.

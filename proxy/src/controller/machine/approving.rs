@@ -40,7 +40,11 @@ impl Machine {
             Some((report, _)) => report.operator_refusals(),
             None => vec!["nothing is known of the resource yet: ask again in a moment".to_owned()],
         };
-        if refusals.is_empty() { Ok(()) } else { Err(Denied::Guards(refusals)) }
+        if refusals.is_empty() {
+            return Ok(());
+        }
+        self.measure.look_again();
+        Err(Denied::Guards(refusals))
     }
 
     fn could_begin(&mut self, to: &str, by: &str) -> Result<(), Denied> {
