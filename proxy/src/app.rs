@@ -432,4 +432,12 @@ impl upgrade::Node for Settling {
     fn in_flight(&self) -> usize {
         self.changes.busy()
     }
+
+    fn leave(&self) {
+        self.changes.leave();
+    }
+
+    fn sessions(&self) -> usize {
+        self.changes.sessions()
+    }
 }

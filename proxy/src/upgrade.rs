@@ -6,7 +6,7 @@
 //!         → answers say `Connection: close`, for as long as connections are kept, at most [`FAREWELL`]
 //!         → controllers, streams, admin, history end; requests go on being served, they need none of these
 //!         → sockets: accepted from no more; connections wait in the kernel ([`Sockets`]), HTTP/2 is told GOAWAY
-//!         → the requests in flight end, within [`DRAIN`]
+//!         → the requests in flight end, and so do sessions of PostgreSQL with the transaction that they have open, within [`DRAIN`]
 //!         → execve(2): same process, same sockets; the journal's lock goes with the old program
 //! ```
 //!
@@ -76,6 +76,10 @@ pub trait Node: Send + Sync {
     async fn settle(&self);
     /// Requests in flight, and connections whose first has not come yet.
     fn in_flight(&self) -> usize;
+    /// Has sessions end, each when it has no transaction open.
+    fn leave(&self);
+    /// Sessions that are there.
+    fn sessions(&self) -> usize;
 }
 
 /// The program that is to be executed next, and whether it is.
@@ -259,13 +263,15 @@ impl Signals {
         self.node.settle().await;
         let ended = async {
             self.sockets.close().await;
+            self.node.leave();
             self.idle().await;
+            while self.node.sessions() > 0 {
+                tokio::time::sleep(LOOK).await;
+            }
         };
         if tokio::time::timeout(DRAIN, ended).await.is_err() {
-            tracing::warn!(
-                requests = self.node.in_flight(),
-                "requests are cut off: they did not end in time"
-            );
+            let (requests, sessions) = (self.node.in_flight(), self.node.sessions());
+            tracing::warn!(requests, sessions, "what did not end in time is cut off");
         }
         self.upgrade.begun.store(true, Ordering::Release);
         true
@@ -334,6 +340,12 @@ mod tests {
         async fn settle(&self) {}
 
         fn in_flight(&self) -> usize {
+            0
+        }
+
+        fn leave(&self) {}
+
+        fn sessions(&self) -> usize {
             0
         }
     }

@@ -11,13 +11,14 @@ use anyhow::{Context, Result, ensure};
 use godwit::cli::client::Client;
 use godwit::demo::load::Load;
 use godwit::demo::node::Node;
-use godwit::demo::zone::Playground;
+use godwit::demo::zone::{DATABASE, Options, Playground, SERVICE_ROLE};
 
 use replicator::postgres::Socket;
 use rustix::process::Signal;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_postgres::error::SqlState;
 use tokio_rustls::TlsConnector;
 
 use crate::leader::{Leader, PATIENCE, PROGRAM, load, options};
@@ -350,6 +351,41 @@ async fn an_upgrade_waits_for_requests_and_is_given_up_for_the_end() -> Result<(
     ensure!(text.contains("godwit ends"), "{}", leader.node.tail(30));
     ensure!(text.matches("are taken over").count() == 1, "{}", leader.node.tail(30));
     drop(request);
+    Ok(())
+}
+
+/// A client of the PostgreSQL front, and how its connection ends.
+async fn session(
+    front: SocketAddr,
+) -> Result<(tokio_postgres::Client, impl Future<Output = Result<Option<SqlState>>>)> {
+    let dsn = format!("host={} port={} user={SERVICE_ROLE} dbname={DATABASE}", front.ip(), front.port());
+    let (client, connection) = tokio_postgres::connect(&dsn, tokio_postgres::NoTls).await?;
+    let connection = tokio::spawn(connection);
+    let ended = async move {
+        let ended = tokio::time::timeout(PATIENCE, connection).await.context("the connection stays")??;
+        Ok(ended.err().and_then(|error| error.code().cloned()))
+    };
+    Ok((client, ended))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_waits_for_open_transactions() -> Result<()> {
+    let playground = Playground::start(&Options { postgres_front: true, ..options(false)? }).await?;
+    let front = playground.postgres_front.context("a front")?;
+    let installed = Installed::new()?;
+    let mut leader = installed.leader(&playground)?;
+    leader.ready().await?;
+    let ((_idle, idle_ended), (writer, writer_ended)) = (session(front).await?, session(front).await?);
+    writer.batch_execute("BEGIN; SELECT 1").await?;
+    leader.node.signal(Signal::QUIT)?;
+    ensure!(idle_ended.await? == Some(SqlState::ADMIN_SHUTDOWN), "it had nothing open");
+    writer.batch_execute("SELECT 2").await?;
+    writer.batch_execute("COMMIT").await?;
+    ensure!(writer_ended.await? == Some(SqlState::ADMIN_SHUTDOWN), "it has nothing open any more");
+    logged(&mut leader, "the sockets of the program before are taken over", 1).await?;
+    ensure!(!leader.node.tail(10_000).contains("cut off"), "{}", leader.node.tail(30));
+    leader.ready().await?;
+    session(front).await?.0.batch_execute("SELECT 3").await?;
     Ok(())
 }
 

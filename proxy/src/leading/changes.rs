@@ -143,6 +143,16 @@ impl Changes {
         self.fronts.announce(leave);
     }
 
+    /// Has sessions of PostgreSQL fronts end, each when it has no transaction open.
+    pub fn leave(&self) {
+        self.fronts.leave();
+    }
+
+    /// Connections of clients to PostgreSQL fronts.
+    pub fn sessions(&self) -> usize {
+        self.fronts.sessions()
+    }
+
     /// Has what the access logs keep written.
     pub fn write_out(&self, patience: Duration) {
         self.fronts.write_out(patience);

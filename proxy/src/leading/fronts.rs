@@ -42,6 +42,13 @@ struct State {
     postgres: BTreeMap<String, JoinedPostgres>,
 }
 
+impl State {
+    /// All PostgreSQL fronts.
+    fn postgres(&self) -> impl Iterator<Item = &PostgresFront> {
+        self.sessions.iter().chain(self.postgres.values().map(|joined| &joined.front)).map(|front| &**front)
+    }
+}
+
 struct Joined {
     routes: Arc<Routes>,
     fronts: Vec<Arc<ResourceFront>>,
@@ -187,6 +194,16 @@ impl Fronts {
     pub fn announce(&self, leave: bool) {
         self.routes.clients().leave(leave);
         self.state().joined.values().for_each(|joined| joined.routes.clients().leave(leave));
+    }
+
+    /// Has sessions of PostgreSQL fronts end, each when it has no transaction open.
+    pub fn leave(&self) {
+        self.state().postgres().for_each(|front| front.leave());
+    }
+
+    /// Connections of clients to PostgreSQL fronts.
+    pub fn sessions(&self) -> usize {
+        self.state().postgres().map(|front| front.sessions()).sum()
     }
 
     /// Has what the access logs keep written, each within `patience`.
