@@ -590,7 +590,7 @@ impl Files<'_> {
             if let Some(cluster) = &driver.cluster {
                 let _ = writeln!(
                     text,
-                    "      cluster: {{bin: {}, data: {}, listen: \"{}\", auth: trust}}",
+                    "      cluster: {{auth: trust, bin: {}, data: {}, listen: \"{}\"}}",
                     quoted(&cluster.bin),
                     quoted(&cluster.data),
                     cluster.listen

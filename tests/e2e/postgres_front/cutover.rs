@@ -61,7 +61,7 @@ where
 /// Its clients share so many connections.
 pub(super) fn share(playground: &Playground, size: usize) -> Result<()> {
     let config = std::fs::read_to_string(&playground.config)?;
-    let shared = config.replace("auth: trust", &format!("auth: trust, pool: {{size: {size}}}"));
+    let shared = config.replace("\", auth: trust", &format!("\", auth: trust, pool: {{size: {size}}}"));
     ensure!(shared != config, "no place for a pool:\n{config}");
     Ok(std::fs::write(&playground.config, shared)?)
 }

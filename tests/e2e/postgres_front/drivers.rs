@@ -57,7 +57,7 @@ async fn with_passwords(playground: &Playground) -> Result<()> {
     let file = playground.directory.join("verifiers");
     std::fs::write(&file, format!("\"{SERVICE_ROLE}\" \"{verifier}\"\n"))?;
     let config = std::fs::read_to_string(&playground.config)?;
-    let asked = config.replace("auth: trust", &format!("auth: {{file: {}}}", file.display()));
+    let asked = config.replace("\", auth: trust", &format!("\", auth: {{file: {}}}", file.display()));
     ensure!(asked != config, "the front asks for no password:\n{config}");
     Ok(std::fs::write(&playground.config, asked)?)
 }

@@ -14,7 +14,7 @@ use crate::leader::Leader;
 async fn who_may_not_be_asked_for_them_is_told() -> Result<()> {
     let (playground, front) = cutover::playground(std::time::Duration::ZERO, "").await?;
     let config = std::fs::read_to_string(&playground.config)?;
-    let asks = config.replace("auth: trust", "auth: query");
+    let asks = config.replace("\", auth: trust", "\", auth: query");
     ensure!(asks != config, "{config}");
     std::fs::write(&playground.config, asks)?;
     drivers::same_verifier(&playground).await?;
