@@ -240,7 +240,9 @@ pub(super) fn named(resource: &str, found: &[Difference]) -> Vec<String> {
     };
     let mut lines: Vec<String> = found.iter().take(NAMED).map(line).collect();
     if more > 0 {
-        lines.push(format!("the schemas differ in {more} more: godwit schema diff {resource}"));
+        lines.push(format!(
+            "the schemas differ in {more} more: godwit schema diff {resource} (godwit schema sync {resource} has the shadow follow)"
+        ));
     }
     lines
 }
