@@ -157,21 +157,26 @@ async fn a_prepared_text_is_read_by_its_own_clients_settings() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_differs_in_options_shares_connections_all_the_same() {
+async fn who_differs_in_options_counts_for_its_role_and_resets_to_them() {
     let setup = sharing(POOL).await;
     let mut tenants = Vec::new();
-    for number in 0..5 {
+    for number in 0..3 {
         let mut config = setup.config();
-        config.options(format!("-c search_path=tenant_{number} --work-mem={}MB", number + 1));
+        config.options(format!("-c search_path=tenant_{number} -c app.tenant={number}"));
         tenants.push(Session::start(&config).await.client);
     }
-    for _ in 0..2 {
+    let plain = setup.connect().await;
+    for round in 0..2 {
         for (number, tenant) in tenants.iter().enumerate() {
+            tenant.batch_execute("SET work_mem = '7MB'; RESET ALL").await.unwrap();
             assert_eq!(setting(tenant, "search_path").await, format!("tenant_{number}"));
-            assert_eq!(setting(tenant, "work_mem").await, format!("{}MB", number + 1));
-            assert_eq!(connections(&setup).await, 1);
+            assert_eq!(setting(tenant, "app.tenant").await, number.to_string());
+            assert_eq!(setting(&plain, "app.tenant").await, "");
+            until("there is one at most", async || connections(&setup).await <= 1).await;
         }
-        setup.cutover().await;
+        if round == 0 {
+            setup.cutover().await;
+        }
     }
 }
 

@@ -15,7 +15,6 @@ use super::protocol::frame::{Framer, HEADER, Piece};
 use super::protocol::message::{self, ServerError};
 use super::protocol::oids::Catalogue;
 use super::protocol::scram::{self, Failed, Secret};
-use super::protocol::startup;
 use super::protocol::state::{self, State, Step};
 use super::talk::{LONGEST, Message, Talk};
 use crate::clock;
@@ -45,17 +44,11 @@ pub(super) struct Identity {
 impl Identity {
     /// For a client that shares connections: what those are made with, and what is set on each of them for this client.
     pub(super) fn shared(self) -> (Self, State) {
-        let options = self.options().and_then(startup::options);
-        let only_at_start = |name: &str| name == "options" && options.is_none() || name.starts_with("_pq_.");
-        let (parameters, others): (Vec<_>, Vec<_>) =
+        let only_at_start = |name: &str| name == "options" || name.starts_with("_pq_.");
+        let (parameters, settings): (Vec<_>, Vec<_>) =
             self.parameters.into_iter().partition(|(name, _)| only_at_start(name));
-        let others = others.into_iter().filter(|(name, _)| name != "options");
-        let mut settings: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
-        // As at a server, what the packet sets itself counts more, and then what comes later.
-        for (name, value) in options.into_iter().flatten().chain(others) {
-            settings.retain(|(known, _)| !known.eq_ignore_ascii_case(name.as_bytes()));
-            settings.push((name.into_bytes(), value.into_bytes()));
-        }
+        let mut settings: Vec<_> =
+            settings.into_iter().map(|(name, value)| (name.into_bytes(), value.into_bytes())).collect();
         settings.sort();
         let identity = Self { user: self.user, parameters, secret: self.secret };
         (identity, State { settings, ..State::default() })
@@ -500,25 +493,6 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-
-    #[test]
-    fn options_that_only_set_something_are_what_a_client_has_set() {
-        let shared = |options: &str| {
-            let parameters = [("TimeZone", "UTC"), ("options", options), ("application_name", "x")];
-            let parameters = parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-            let identity = Identity { user: "ann".into(), parameters, secret: Secret::None };
-            let (identity, state) = identity.shared();
-            let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-            let settings = state.settings.into_iter().map(|(name, value)| text(name) + "=" + &text(value));
-            (identity.options().map(str::to_owned), settings.collect::<Vec<_>>())
-        };
-        let (options, settings) = shared("-c timezone=Asia/Tokyo -c search_path=tenant_17");
-        assert_eq!(settings, ["TimeZone=UTC", "application_name=x", "search_path=tenant_17"]);
-        assert_eq!(options, None);
-        let (options, settings) = shared("-c log_connections=on -c geqo=off");
-        assert_eq!(settings, ["TimeZone=UTC", "application_name=x"]);
-        assert_eq!(options.as_deref(), Some("-c log_connections=on -c geqo=off"));
-    }
 
     #[tokio::test]
     async fn what_one_client_left_is_not_told_the_next() {

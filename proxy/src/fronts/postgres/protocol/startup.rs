@@ -7,18 +7,6 @@ const LONGEST_SECRET: usize = 256;
 /// The newest minor version of protocol 3 that is spoken here.
 pub const MINOR: u16 = 2;
 
-/// Settings that a session cannot change later, or that come to nothing then.
-const ONLY_AT_START: [&str; 8] = [
-    "ignore_system_indexes",
-    "jit_debugging_support",
-    "jit_profiling_support",
-    "local_preload_libraries",
-    "log_connections",
-    "log_disconnections",
-    "post_auth_delay",
-    "session_preload_libraries",
-];
-
 const CANCEL: u32 = 80_877_102;
 const SSL: u32 = 80_877_103;
 const GSS: u32 = 80_877_104;
@@ -124,8 +112,8 @@ fn checked(startup: Startup) -> Result<Startup, Refused> {
     if startup.get("user").is_none_or(str::is_empty) { Err(Refused::NoUser) } else { Ok(startup) }
 }
 
-/// What `options` of a startup packet set, in its order, if that is all that they do and all of it can be set later as well: `-c name=value`,
-/// `-cname=value` or `--name=value`, with a backslash before a blank that is part of it.
+/// What `options` of a startup packet set, in its order, if that is all that they do: `-c name=value`, `-cname=value` or `--name=value`, with a
+/// backslash before a blank that is part of it.
 pub fn options(options: &str) -> Option<Vec<(String, String)>> {
     let mut words = words(options).into_iter();
     let mut settings = Vec::new();
@@ -137,7 +125,7 @@ pub fn options(options: &str) -> Option<Vec<(String, String)>> {
         };
         let (name, value) = pair.split_once('=')?;
         let name = name.replace('-', "_");
-        if name.is_empty() || ONLY_AT_START.iter().any(|known| name.eq_ignore_ascii_case(known)) {
+        if name.is_empty() {
             return None;
         }
         settings.push((name, value.to_owned()));
@@ -273,9 +261,7 @@ mod tests {
         ] {
             assert_eq!(of(text).unwrap(), settings, "{text}");
         }
-        for text in
-            ["-e", "-c", "-c geqo", "--geqo", "-c=1", "x", "-c a=1 -S 64", "--log-connections=on", "-c \\"]
-        {
+        for text in ["-e", "-c", "-c geqo", "--geqo", "-c=1", "x", "-c a=1 -S 64", "-c \\"] {
             assert_eq!(of(text), None, "{text}");
         }
     }

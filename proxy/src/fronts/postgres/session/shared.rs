@@ -113,7 +113,10 @@ impl Session {
             }
         }
         let (backend, has) = match ready.made(&self.front.active()).await {
-            Some(backend) => (backend, Has::default()),
+            Some(backend) => {
+                shelf.make_room().await;
+                (backend, Has::default())
+            }
             None => match obtain(&self.front, &self.identity, &shelf, &profile).await {
                 Ok(obtained) => obtained,
                 Err(Unprepared::Lost(what)) => return Err(End::Fault(unset(&what))),
@@ -312,7 +315,7 @@ async fn obtain(
     Ok((again(front, identity, profile).await?, Has::default()))
 }
 
-/// One that lies there, lives, and is brought to this profile if it had another.
+/// One that lies there, lives, and is brought to this profile if it had another. If there is none, there is room for one.
 async fn lying(
     front: &PostgresFront,
     shelf: &Shelf,
@@ -340,6 +343,7 @@ async fn lying(
         }
         return Ok(Some((backend, lying.has)));
     }
+    shelf.make_room().await;
     Ok(None)
 }
 
