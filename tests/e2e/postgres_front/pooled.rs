@@ -180,6 +180,43 @@ async fn who_differs_in_options_counts_for_its_role_and_resets_to_them() {
     }
 }
 
+/// The driver sends none of these in its startup packet: asyncpg's `server_settings` do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_custom_setting_of_a_startup_packet_is_its_clients() {
+    let trusts = |settings: &mut Settings| {
+        (settings.pool, settings.auth) = (Some(POOL), PostgresAuth::Trust);
+        settings.passwords.insert("app".into(), PASSWORD.into());
+    };
+    let setup = Setup::with(HOLD, trusts, "").await;
+    let other = setup.connect().await;
+    let mut client = TcpStream::connect(setup.front.settings.listen).await.unwrap();
+    let told = async |client: &mut TcpStream, out: &[u8]| {
+        client.write_all(out).await.unwrap();
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"Z\0\0\0\x05I") {
+            let reading = tokio::time::timeout(DEADLINE, client.read_buf(&mut seen));
+            assert!(reading.await.expect("an answer").unwrap() > 0);
+        }
+        String::from_utf8_lossy(&seen).into_owned()
+    };
+    let mut out = Vec::new();
+    let parameters =
+        [("user", "app"), ("database", DATABASE), ("client_encoding", "UTF8"), ("App.Tenant", "7")];
+    message::startup(&mut out, parameters.into_iter());
+    told(&mut client, &out).await;
+    for _ in 0..2 {
+        let (mut leaves, mut asks) = (Vec::new(), Vec::new());
+        // The server is asked what this left.
+        message::query(&mut leaves, b"SET work_mem = '7MB'; RESET work_mem");
+        message::query(&mut asks, b"SELECT 'tenant ' || current_setting('app.tenant')");
+        told(&mut client, &leaves).await;
+        assert_eq!(setting(&other, "app.tenant").await, "");
+        let answer = told(&mut client, &asks).await;
+        assert!(answer.contains("tenant 7"), "{answer}");
+        setup.cutover().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_sees_what_another_has_set_however_it_is_written() {
     let setup = sharing(POOL).await;

@@ -16,6 +16,7 @@ use super::super::backend::{Backend, Identity, Parameters};
 use super::super::front::PostgresFront;
 use super::super::pool::{Place, Pool, Shelf};
 use super::super::protocol::message::Fault;
+use super::super::protocol::names;
 use super::super::protocol::state::State;
 use super::super::protocol::statements::{Has, Statements};
 use super::super::relay::{Event, Relay};
@@ -31,6 +32,8 @@ pub(super) struct Share {
     shelf: Arc<Shelf>,
     /// What the startup packet set.
     base: Arc<State>,
+    /// Not all of that can be asked for.
+    unread: bool,
     /// What the client has set.
     profile: Arc<State>,
     /// What is set on the connection that it has.
@@ -45,7 +48,7 @@ impl Session {
         let Begun { mut client, identity, guest, .. } = begun;
         let (identity, base) = identity.shared();
         let shelf = pool.shelf(&identity.user, identity.options());
-        let base = Arc::new(base);
+        let (unread, base) = (!learned(front, &base), Arc::new(base));
         let mut seat = front.turnstile.sit();
         let greeting = match shelf.greeting(front.active().generation, &base) {
             Some(greeting) => greeting,
@@ -70,7 +73,7 @@ impl Session {
         let active = front.active();
         let eyes = Eyes::new(front, Arc::clone(&active.zone), Some(Arc::clone(&shelf)));
         let (profile, on) = (Arc::clone(&base), Arc::clone(&base));
-        let share = Some(Share { shelf, base, profile, on, place: None });
+        let share = Some(Share { shelf, base, unread, profile, on, place: None });
         let (front, generation) = (Arc::clone(front), active.generation);
         Some(Self { front, share, relay, identity, seat, key, eyes, generation, _guest: guest })
     }
@@ -200,7 +203,7 @@ impl Session {
         let profile = state.take_profile();
         let pinned = !state.is_empty();
         let (Some(share), Some(shared)) = (&mut self.share, &mut self.relay.shared) else { return };
-        shared.has.hides |= self.front.forgets();
+        shared.has.hides |= share.unread || self.front.forgets();
         if profile != *share.on {
             share.profile = Arc::new(over(&share.base, profile.clone()));
             share.on = Arc::new(profile);
@@ -347,6 +350,18 @@ async fn lying(
     Ok(None)
 }
 
+/// Custom settings of a startup packet are asked for from here on; false: there is one whose name is not.
+fn learned(front: &PostgresFront, base: &State) -> bool {
+    let mut all = true;
+    for (name, _) in base.settings.iter().filter(|(name, _)| name.contains(&b'.')) {
+        match std::str::from_utf8(name).ok().filter(|name| names::is_custom(name)) {
+            Some(name) => front.learn(&name.to_ascii_lowercase()),
+            None => all = false,
+        }
+    }
+    all
+}
+
 /// What a client has set, over what its startup packet did.
 fn over(base: &State, mut set: State) -> State {
     for (name, value) in &base.settings {
@@ -372,8 +387,22 @@ fn unset(what: &[String]) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::super::super::turnstile::Turnstile;
+    use super::super::tests::front;
     use super::*;
-    use crate::config::model::{HoldLimits, PostgresPool};
+    use crate::config::model::{HoldLimits, PostgresAuth, PostgresPool};
+
+    #[test]
+    fn custom_settings_of_a_startup_packet_are_asked_for() {
+        let front = front(PostgresAuth::Trust, Duration::from_secs(10), 1);
+        let base = |names: &[&str]| State {
+            settings: names.iter().map(|name| (name.as_bytes().to_vec(), b"7".to_vec())).collect(),
+            ..State::default()
+        };
+        assert!(learned(&front, &base(&["search_path", "App.Tenant"])));
+        assert_eq!(front.custom(), ["app.tenant"]);
+        assert!(!learned(&front, &base(&["app.tenant", "app.\"x"])), "it cannot be asked for");
+        assert_eq!(front.custom(), ["app.tenant"]);
+    }
 
     /// The clock stands still but for what is awaited.
     #[tokio::test(start_paused = true)]
