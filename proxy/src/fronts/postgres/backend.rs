@@ -28,7 +28,7 @@ const ROW: usize = 4 << 20;
 /// `query_canceled`.
 const CANCELED: &str = "57014";
 /// `insufficient_privilege`.
-const DENIED: &str = "42501";
+pub(super) const DENIED: &str = "42501";
 /// `admin_shutdown` and `crash_shutdown`: by one of them, as a warning, a server says that it ends at once.
 const ENDS: [&str; 2] = ["57P01", "57P02"];
 

@@ -12,10 +12,10 @@ use replicator::changes::{self, Before, Positions};
 use replicator::postgres::Dsn;
 use replicator::postgres::stream::postgres_now;
 
-use super::super::backend::{NoBackend, refused};
+use super::super::backend::{DENIED, NoBackend, refused};
 use super::super::protocol::streaming::{self, Command, Passed, Sent, Start};
 use super::super::protocol::tracker::{Status, Tracker};
-use super::super::protocol::{names, traces};
+use super::super::protocol::{names, startup, traces};
 use super::super::talk::{Message, Talk};
 use super::{
     Arc, Backend, Begun, Client, Duration, End, Fault, Guest, HEADER, Identity, PostgresFront, REST, Secret,
@@ -31,6 +31,9 @@ const ASK: Duration = Duration::from_millis(50);
 const RELEASE: Duration = Duration::from_secs(10);
 /// How long a server may say nothing in a stream that is over: as long as it waits itself for who reads.
 const SILENCE: Duration = Duration::from_secs(60);
+
+/// What Godwit's own role reads changes with, whatever the client has set.
+const OWN: [(&str, &str); 2] = [("replication", "database"), ("application_name", "godwit-front")];
 
 /// Physical replication is a server's, not a database's.
 pub(super) fn physical(what: &str) -> Fault {
@@ -484,15 +487,26 @@ impl Whence {
             .dsn(&zone)
             .ok_or_else(|| moved("The zone that was primary is no longer configured."))
             .map_err(End::Fault)?;
-        let identity = own(dsn);
-        let opened = Backend::open(dsn, &identity, 0, &zone).await;
-        let mut backend = opened.map_err(|error| {
-            let detail = format!(
-                "What was written before the move is in {zone}, and cannot be read there: {}.",
-                chain(error)
-            );
+        let unreadable = |why: &str| {
+            let detail =
+                format!("What was written before the move is in {zone}, and cannot be read there: {why}.");
             End::Fault(moved(&detail))
-        })?;
+        };
+        let mut identity = own(dsn, &self.identity);
+        let opened = loop {
+            match Backend::open(dsn, &identity, 0, &zone).await {
+                Err(NoBackend::Refused(error, _))
+                    if error.sqlstate == DENIED && leave_out(&mut identity, &error.message) => {}
+                opened => break opened,
+            }
+        };
+        let mut backend = opened.map_err(|error| unreadable(&chain(error)))?;
+        let set = State { settings: self.set.settings.clone(), ..State::default() };
+        match backend.replay_simply(&set).await {
+            Ok(lost) if lost.is_empty() => {}
+            Ok(lost) => return Err(unreadable(&lost.join("; "))),
+            Err(error) => return Err(unreadable(&chain(error))),
+        }
         let from = start.from.saturating_sub(before.ahead);
         let deadline = clock::tick() + RELEASE;
         loop {
@@ -504,13 +518,7 @@ impl Whence {
                 {
                     tokio::time::sleep(REST).await;
                 }
-                Err(NoBackend::Refused(error, _)) => {
-                    let detail = format!(
-                        "What was written before the move is in {zone}, and cannot be read there: {}.",
-                        error.message
-                    );
-                    return Err(End::Fault(moved(&detail)));
-                }
+                Err(NoBackend::Refused(error, _)) => return Err(unreadable(&error.message)),
                 Err(_) => return Err(lost()),
             }
         }
@@ -555,15 +563,32 @@ async fn settled(front: &PostgresFront, before: &Before, slot: &str) -> Result<(
     }
 }
 
-/// Godwit's own role, to read changes.
-fn own(dsn: &Dsn) -> Identity {
+/// Godwit's own role, to read changes, with what the client's startup packet sets: values are written by that.
+fn own(dsn: &Dsn, client: &Identity) -> Identity {
     let secret = dsn.get_password().map_or(Secret::None, |password| Secret::Password(password.to_vec()));
-    let parameters = [("replication", "database"), ("application_name", "godwit-front")];
-    Identity {
-        user: dsn.get_user().unwrap_or_default().to_owned(),
-        parameters: parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
-        secret,
+    let mut parameters: Vec<_> = OWN.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    // As at a server, what comes later counts.
+    let set = client.options().and_then(startup::options);
+    if set.is_none() {
+        parameters.extend(client.options().map(|options| ("options".to_owned(), options.to_owned())));
     }
+    let others = client.parameters.iter().filter(|(name, _)| name != "options").cloned();
+    let set = set.into_iter().flatten().chain(others);
+    parameters.extend(set.filter(|(name, _)| {
+        let own = OWN.iter().any(|(own, _)| name.eq_ignore_ascii_case(own));
+        let who = ["role", "session_authorization"].iter().any(|who| name.eq_ignore_ascii_case(who));
+        !own && !who && !name.starts_with("_pq_.")
+    }));
+    Identity { user: dsn.get_user().unwrap_or_default().to_owned(), parameters, secret }
+}
+
+/// Without the setting that the server says Godwit's role may not set; false: it says so of none.
+fn leave_out(identity: &mut Identity, said: &str) -> bool {
+    let said = said.to_ascii_lowercase();
+    let theirs = identity.parameters.iter().enumerate().skip(OWN.len());
+    let named = theirs.filter(|(_, (name, _))| said.contains(&name.to_ascii_lowercase()));
+    let at = named.max_by_key(|(_, (name, _))| name.len()).map(|(at, _)| at);
+    at.map(|at| identity.parameters.remove(at)).is_some()
 }
 
 /// What a prior one says; for ever, if there is none.

@@ -164,3 +164,39 @@ async fn what_a_reader_has_set_is_known_when_it_moves() {
     assert_eq!(replica.whence.set.settings, [(b"DateStyle".to_vec(), b"SQL".to_vec())]);
     assert!(replica.whence.stuck.is_empty());
 }
+
+#[test]
+fn the_rest_is_read_with_what_the_startup_packet_sets() {
+    let dsn: Dsn = "postgres://godwit:secret@h/shop".parse().unwrap();
+    let identity = |parameters: &[(&str, &str)]| Identity {
+        user: "cdc".into(),
+        parameters: parameters.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+        secret: Secret::None,
+    };
+    let with = |identity: &Identity| -> Vec<String> {
+        identity.parameters.iter().map(|(name, value)| format!("{name}={value}")).collect()
+    };
+    let mut own_role = own(
+        &dsn,
+        &identity(&[
+            ("replication", "database"),
+            ("application_name", "cdc"),
+            ("TimeZone", "UTC"),
+            ("options", "-c datestyle=ISO -c Role=clerk --extra-float-digits=3 -c log_statement=all"),
+            ("_pq_.command_tag", "x"),
+            ("datestyle", "German"),
+        ]),
+    );
+    let own_first = ["replication=database", "application_name=godwit-front"];
+    assert_eq!(own_role.user, "godwit");
+    let set =
+        ["datestyle=ISO", "extra_float_digits=3", "log_statement=all", "TimeZone=UTC", "datestyle=German"];
+    assert_eq!(with(&own_role), [&own_first[..], &set[..]].concat());
+    // What only a superuser may set.
+    assert!(leave_out(&mut own_role, "keine Berechtigung, um Parameter \u{bb}Log_Statement\u{ab} zu setzen"));
+    assert_eq!(own_role.parameters.len(), 6);
+    assert!(!leave_out(&mut own_role, "permission denied to start WAL sender for replication"));
+    // Options that do something else are sent as they are.
+    let other = own(&dsn, &identity(&[("options", "-S 64")]));
+    assert_eq!(with(&other), [&own_first[..], &["options=-S 64"]].concat());
+}
