@@ -221,11 +221,25 @@ impl Backend {
 
     /// Asks what the session has.
     pub(super) async fn state(&mut self, custom: &[String], user: &str) -> Result<State, NoBackend> {
+        self.ask(custom, |question, custom, lift| state::ask(question, custom, user, lift)).await
+    }
+
+    /// The same of a replication connection.
+    pub(super) async fn state_simply(&mut self, custom: &[String], user: &str) -> Result<State, NoBackend> {
+        self.ask(custom, |question, custom, lift| state::ask_simply(question, custom, user, lift)).await
+    }
+
+    /// `write` writes the question: for these custom settings, and whether it may take longer than the client's own limit.
+    async fn ask(
+        &mut self,
+        custom: &[String],
+        write: impl Fn(&mut Vec<u8>, &[String], bool),
+    ) -> Result<State, NoBackend> {
         let deadline = clock::tick() + STATE;
         let (mut custom, mut lift) = (custom.to_vec(), false);
         let rows = loop {
             let mut question = Vec::new();
-            state::ask(&mut question, &custom, user, lift);
+            write(&mut question, &custom, lift);
             match self.rows(&question).await {
                 // The client's own limit, or what it sent to cancel the statement before.
                 Err(NoBackend::Refused(error, _))
@@ -246,13 +260,6 @@ impl Backend {
             }
         };
         found(&rows)
-    }
-
-    /// The same of a replication connection.
-    pub(super) async fn state_simply(&mut self, custom: &[String], user: &str) -> Result<State, NoBackend> {
-        let mut question = Vec::new();
-        state::ask_simply(&mut question, custom, user);
-        found(&self.rows(&question).await?)
     }
 
     /// Counts how often the locks of its state were taken. After an error it is not known which of them it still has.
@@ -557,11 +564,11 @@ mod tests {
     #[tokio::test]
     async fn a_question_is_asked_again_without_the_name_that_may_not_be_looked_at() {
         let (mut backend, mut server) = Backend::by_hand("a");
-        let answering = async {
+        let mut answering = async |end: &[u8]| {
             let mut asked = Vec::new();
             for denied in [Some("cron.host"), Some("other"), None] {
                 let mut question = Vec::new();
-                while !question.ends_with(b"S\0\0\0\x04") {
+                while !question.ends_with(end) {
                     assert!(server.read_buf(&mut question).await.unwrap() > 0);
                 }
                 let question = String::from_utf8_lossy(&question).into_owned();
@@ -581,7 +588,11 @@ mod tests {
             asked
         };
         let names = ["app.tenant", "cron.host", "cron.hosts"].map(str::to_owned);
-        let (state, asked) = tokio::join!(backend.state(&names, "ann"), answering);
+        let (state, asked) = tokio::join!(backend.state(&names, "ann"), answering(b"S\0\0\0\x04"));
+        assert!(state.unwrap().is_empty());
+        assert_eq!(asked, [[true; 3], [false, true, true], [false; 3]]);
+        // A replication connection, too.
+        let (state, asked) = tokio::join!(backend.state_simply(&names, "ann"), answering(b"granted\0"));
         assert!(state.unwrap().is_empty());
         assert_eq!(asked, [[true; 3], [false, true, true], [false; 3]]);
     }

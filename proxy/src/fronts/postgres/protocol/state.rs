@@ -56,6 +56,9 @@ const LIFT: &str = "\
 SELECT CASE WHEN s.source OPERATOR(pg_catalog.=) 'session' THEN 'setting' ELSE 'lifted' END, s.name, s.setting, \
  pg_catalog.set_config(s.name, '0', true) FROM pg_catalog.pg_settings s WHERE s.name OPERATOR(pg_catalog.=) 'statement_timeout'";
 
+/// What that asks for, as an array.
+const BEFORE: &str = "{statement_timeout}";
+
 /// A prepared statement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Statement {
@@ -132,17 +135,18 @@ pub fn ask(out: &mut Vec<u8>, custom: &[String], user: &str, lift: bool) {
     if lift {
         one(out, LIFT, &[]);
     }
-    let before: &[u8] = if lift { b"{statement_timeout}" } else { b"{}" };
-    one(out, ASK, &[array(custom).as_bytes(), user.as_bytes(), before]);
+    let known = if lift { BEFORE } else { "{}" };
+    one(out, ASK, &[array(custom).as_bytes(), user.as_bytes(), known.as_bytes()]);
     message::sync(out);
 }
 
 /// Writes the question as a simple query: a replication connection takes no others.
-pub fn ask_simply(out: &mut Vec<u8>, custom: &[String], user: &str) {
+pub fn ask_simply(out: &mut Vec<u8>, custom: &[String], user: &str, lift: bool) {
+    let (before, known) = if lift { ([LIFT, "; "].concat(), BEFORE) } else { (String::new(), "{}") };
     let names = array(custom);
-    let values = [("1", names.as_str()), ("2", user), ("3", "{}")];
+    let values = [("1", names.as_str()), ("2", user), ("3", known)];
     let mut parts = ASK.split('$');
-    let mut sql = parts.next().unwrap_or_default().as_bytes().to_vec();
+    let mut sql = [before.as_str(), parts.next().unwrap_or_default()].concat().into_bytes();
     for part in parts {
         for (number, value) in values {
             if let Some(rest) = part.strip_prefix(number) {
@@ -540,7 +544,12 @@ mod tests {
     #[test]
     fn a_replication_connection_is_asked_and_told_by_simple_queries() {
         let mut out = Vec::new();
-        ask_simply(&mut out, &["app.x$2".to_owned()], "o'neill");
+        ask_simply(&mut out, &[], "ann", true);
+        let sql = String::from_utf8_lossy(&out);
+        assert!(sql.contains("'statement_timeout'; WITH s AS"), "{sql}");
+        assert!(sql.contains("<>) ALL ( E'{statement_timeout}'::"), "{sql}");
+        out.clear();
+        ask_simply(&mut out, &["app.x$2".to_owned()], "o'neill", false);
         assert_eq!(tags(&out), "Q");
         let sql = String::from_utf8_lossy(&out);
         assert!(sql.contains("unnest( E'{\"app.x$2\"}'::") && sql.contains(" E'o''neill'::"), "{sql}");
