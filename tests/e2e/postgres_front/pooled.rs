@@ -180,6 +180,36 @@ async fn who_differs_in_options_counts_for_its_role_and_resets_to_them() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_goes_back_to_what_the_startup_packet_says() {
+    let setup = sharing(POOL).await;
+    let mut config = setup.config();
+    config.application_name("named");
+    let named = Session::start(&config).await.client;
+    let sql = "SELECT current_setting('application_name')";
+    let told = |told: Vec<tokio_postgres::SimpleQueryMessage>| {
+        told.iter().find_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        })
+    };
+    for reset in ["RESET ALL", "SET application_name TO DEFAULT", "DISCARD ALL"] {
+        // In one write.
+        let (reset, answer) = tokio::join!(named.batch_execute(reset), named.simple_query(sql));
+        reset.unwrap();
+        assert_eq!(told(answer.unwrap()).as_deref(), Some("named"));
+    }
+    // Who keeps its connection.
+    named.batch_execute("LISTEN news").await.unwrap();
+    for _ in 0..2 {
+        for reset in ["RESET ALL", "RESET application_name"] {
+            named.batch_execute(reset).await.unwrap();
+            assert_eq!(setting(&named, "application_name").await, "named");
+        }
+        setup.cutover().await;
+    }
+}
+
 /// The driver sends none of these in its startup packet: asyncpg's `server_settings` do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_custom_setting_of_a_startup_packet_is_its_clients() {

@@ -538,6 +538,9 @@ impl Relay {
         if self.tracker.owes() && self.shared.as_ref().is_some_and(|shared| shared.unsettled) {
             return false;
         }
+        if self.at_boundary() && self.shared.as_ref().is_some_and(|shared| shared.is_reset()) {
+            return false;
+        }
         if !watch.closed(self.reads) {
             let pinned = self.shared.as_ref().is_none_or(|shared| shared.pinned);
             // Who shares takes turns.

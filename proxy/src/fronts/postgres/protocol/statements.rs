@@ -53,13 +53,20 @@ struct Leaves {
     hidden: bool,
     /// For the rest of its transaction at least, texts are read by other settings.
     rereads: bool,
+    /// A setting may be what it was as the connection began, and not what its client's session began with.
+    resets: bool,
 }
 
 impl Leaves {
     /// `whole`: there is no more of it.
     fn of(text: &[u8], whole: bool) -> Self {
         let hidden = !whole || !names::find(text, |_| {});
-        Self { traces: !whole || traces::in_text(text), hidden, rereads: hidden || names::rereads(text) }
+        Self {
+            traces: !whole || traces::in_text(text),
+            hidden,
+            rereads: hidden || names::rereads(text),
+            resets: !whole || traces::resets(text),
+        }
     }
 }
 
@@ -209,6 +216,8 @@ pub struct Statements {
     read_by: Arc<[u8]>,
     /// Something was run that may have changed that.
     rereads: bool,
+    /// So was something that may have reset what its connection was given for it.
+    resets: bool,
     /// Of the connection that it has now.
     pub has: Has,
     owed: VecDeque<Owed>,
@@ -216,7 +225,7 @@ pub struct Statements {
     pub touched: bool,
     /// It keeps its connection for what it has there: whatever may end that is looked for too.
     pub pinned: bool,
-    /// What was prepared or taken away may yet fail or be skipped: no further unit may go on before the answer.
+    /// What was prepared or taken away may yet fail or be skipped, or a setting is not the client's: no further unit may go on before the answer.
     pub unsettled: bool,
     /// Its next message is not the first of a unit.
     within: bool,
@@ -235,6 +244,7 @@ impl Statements {
             unnamed_leaves: Leaves::default(),
             read_by: Arc::default(),
             rereads: false,
+            resets: false,
             has: Has::default(),
             owed: VecDeque::new(),
             touched: false,
@@ -249,7 +259,7 @@ impl Statements {
     pub fn take(&mut self, has: Has) {
         self.has = has;
         self.has.lent();
-        self.rereads = false;
+        (self.rereads, self.resets) = (false, false);
     }
 
     /// What is set on its connection from here on, as far as texts are read by it.
@@ -263,7 +273,12 @@ impl Statements {
             self.has.doubt();
         }
         self.has.since = self.has.now;
-        self.touched = false;
+        (self.touched, self.resets) = (false, false);
+    }
+
+    /// Settings may not be its own: what it has is to be asked for before its next unit.
+    pub fn is_reset(&self) -> bool {
+        self.resets && self.touched
     }
 
     /// The client's message goes on: `bytes` from its type byte on, the whole of it or at least its names. `whole`: nothing of it is
@@ -291,7 +306,7 @@ impl Statements {
                 Ok(Rewritten::Changed)
             }
             Some(b'F') => {
-                self.runs(Leaves { traces: true, hidden: true, rereads: true });
+                self.runs(Leaves { traces: true, hidden: true, rereads: true, resets: true });
                 Ok(Rewritten::Same)
             }
             _ => Ok(Rewritten::Same),
@@ -371,6 +386,8 @@ impl Statements {
         self.touched |= leaves.traces;
         self.has.hides |= leaves.hidden;
         self.rereads |= leaves.rereads;
+        self.resets |= leaves.resets;
+        self.unsettled |= leaves.resets;
     }
 
     /// The client's statement of this name, as its texts are read now.
@@ -605,7 +622,8 @@ impl Statements {
         while let Some(Owed::CopyEnd { batch: false }) = self.owed.front() {
             self.owed.pop_front();
         }
-        self.unsettled &= !self.owed.is_empty();
+        // A reset is owed with the end of its unit.
+        self.unsettled &= self.within || !self.owed.is_empty();
     }
 }
 

@@ -80,6 +80,27 @@ pub fn in_text(statement: &[u8]) -> bool {
     false
 }
 
+/// Whether a statement may bring a setting back to what it was as its session began: `RESET`, `DISCARD`, `SET … TO DEFAULT`. One that only looks so
+/// counts, too.
+pub fn resets(statement: &[u8]) -> bool {
+    let (mut before, mut sets) = (b' ', false);
+    let resets = |(at, byte): (usize, &u8)| {
+        let rest = &statement[at..];
+        let found = match byte | 0x20 {
+            b'r' => word(before, rest, b"reset"),
+            b'd' => word(before, rest, b"discard") || sets && word(before, rest, b"default"),
+            b's' => {
+                sets |= word(before, rest, b"set");
+                false
+            }
+            _ => false,
+        };
+        before = *byte;
+        found
+    };
+    statement.len() > LOOK || statement.iter().enumerate().any(resets)
+}
+
 fn begins(text: &[u8], word: &[u8]) -> bool {
     text.get(..word.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(word))
 }
@@ -94,6 +115,23 @@ fn word(before: u8, text: &[u8], word: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_may_reset_settings() {
+        for text in [
+            "RESET ALL",
+            "begin;reset timezone",
+            "/* x */ Discard all",
+            "SET TimeZone TO DEFAULT",
+            "set session\tx=default;",
+        ] {
+            assert!(resets(text.as_bytes()), "{text}");
+        }
+        for text in ["SELECT 1", "INSERT INTO t VALUES (DEFAULT)", "SET presets = 'offset'", "resetting"] {
+            assert!(!resets(text.as_bytes()), "{text}");
+        }
+        assert!(resets(&vec![b'x'; LOOK + 1]), "what was not looked at");
+    }
 
     #[test]
     fn commands_and_words_that_leave_something() {

@@ -272,6 +272,30 @@ async fn who_shares_takes_turns() {
     assert_eq!(heard(&mut other).await, QUERY);
 }
 
+#[tokio::test]
+async fn what_follows_a_reset_waits_until_it_is_known_what_was_reset() {
+    for pinned in [false, true] {
+        let (mut relay, mut client, mut backend) = shared();
+        relay.shared.as_mut().unwrap().pinned = pinned;
+        let eyes = Eyes::default();
+        let query = |text: &str| {
+            let mut out = Vec::new();
+            message::query(&mut out, text.as_bytes());
+            out
+        };
+        let (reset, next) = (query("RESET ALL"), query("SELECT 1"));
+        client.write_all(&[&reset[..], &next].concat()).await.unwrap();
+        assert!(settle(&mut relay, &eyes, false).await.is_none());
+        assert_eq!(heard(&mut backend).await, reset, "no more than that");
+        backend.write_all(b"C\0\0\0\x0aRESET\0Z\0\0\0\x05I").await.unwrap();
+        assert!(matches!(settle(&mut relay, &eyes, false).await, Some(Event::Boundary)));
+        assert!(heard(&mut backend).await.is_empty());
+        relay.shared.as_mut().unwrap().asked();
+        settle(&mut relay, &eyes, false).await;
+        assert_eq!(heard(&mut backend).await, next);
+    }
+}
+
 fn parse(name: &str) -> Vec<u8> {
     let mut out = Vec::new();
     message::parse(&mut out, name.as_bytes(), b"SELECT 1", &[]);

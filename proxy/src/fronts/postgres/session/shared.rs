@@ -187,6 +187,7 @@ impl Session {
         }
         let pinned = self.relay.shared.as_ref().is_some_and(|shared| shared.pinned);
         if pinned {
+            self.restore().await?;
             return self.stand(turns).await;
         }
         self.give_back();
@@ -214,6 +215,40 @@ impl Session {
         if let Some(place) = &mut share.place {
             place.pin(pinned);
         }
+    }
+
+    /// A client that keeps its connection may have reset there what its startup packet set: it goes back to that.
+    async fn restore(&mut self) -> Result<(), End> {
+        let Some(share) = &self.share else { return Ok(()) };
+        if Arc::ptr_eq(&share.profile, &share.on) {
+            return Ok(());
+        }
+        let profile = Arc::clone(&share.profile);
+        let custom = self.front.custom();
+        let is_known = |name: &[u8]| {
+            !name.contains(&b'.') || custom.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
+        };
+        let there = |name: &[u8]| share.on.settings.iter().any(|(known, _)| known.eq_ignore_ascii_case(name));
+        let reset = profile.settings.iter().filter(|(name, _)| is_known(name) && !there(name));
+        let reset = State { settings: reset.cloned().collect(), ..State::default() };
+        if !reset.is_empty() {
+            let Some(mut backend) = self.lend() else { return Err(End::Fault(self.lost())) };
+            let restored = backend.replay(&reset, None).await;
+            self.take_back(backend);
+            match restored {
+                Ok(lost) if lost.is_empty() => {}
+                Ok(lost) => return Err(End::Fault(unset(&lost))),
+                Err(error) => {
+                    tracing::debug!(resource = %self.front.name, %error, "a session ended as it was given back what it began with");
+                    return Err(End::Fault(self.lost()));
+                }
+            }
+        }
+        if let (Some(share), Some(shared)) = (&mut self.share, &mut self.relay.shared) {
+            shared.are_read_by(profile.read_by());
+            share.on = profile;
+        }
+        Ok(())
     }
 
     /// Others may have the connection.

@@ -359,6 +359,39 @@ fn what_sql_takes_away_is_taken_from_the_client() {
     assert_eq!(asked("DEALLOCATE \"all\"").as_deref(), Some(gone));
 }
 
+#[test]
+fn nothing_goes_on_behind_a_reset_before_its_answer() {
+    let (mut statements, mut out) = (Statements::new(Arc::default(), 10), Vec::new());
+    let mut sent = |statements: &mut Statements, messages: &[Vec<u8>]| {
+        for message in messages {
+            statements.rewrite(message, true, &mut out).unwrap();
+        }
+    };
+    sent(&mut statements, &[query("SELECT 1")]);
+    statements.unit(b'Q');
+    assert!(!statements.unsettled);
+    sent(&mut statements, &[query("RESET ALL")]);
+    statements.unit(b'Q');
+    assert!(statements.unsettled);
+    statements.heard(b'Z', b"I");
+    assert!(statements.unsettled, "of what was sent before");
+    statements.heard(b'Z', b"I");
+    assert!(!statements.unsettled);
+    // By a Bind, while an answer is still to come.
+    sent(&mut statements, &[query("SELECT 1")]);
+    statements.unit(b'Q');
+    sent(&mut statements, &[parse("", "SET TimeZone TO DEFAULT"), bind(""), execute()]);
+    for (tag, body) in [(b'Z', &b"I"[..]), (b'1', b""), (b'2', b"")] {
+        statements.heard(tag, body);
+        assert!(statements.unsettled);
+    }
+    sent(&mut statements, &[sync()]);
+    statements.unit(b'S');
+    assert!(statements.unsettled);
+    statements.heard(b'Z', b"I");
+    assert!(!statements.unsettled);
+}
+
 /// lib/pq prepares the unnamed statement in a unit of its own, after which others have the connection.
 #[test]
 fn what_may_leave_a_trace_is_told_when_it_runs() {
