@@ -173,6 +173,10 @@ impl Replica {
                             )));
                         }
                         Command::Start(start) => {
+                            // It ends what a slot has exported anyway.
+                            if tracker.at_boundary() && std::mem::take(&mut touched) {
+                                self.whence.ask(&mut backend).await?;
+                            }
                             backend = Box::pin(self.stream(&start, backend)).await?;
                             continue;
                         }

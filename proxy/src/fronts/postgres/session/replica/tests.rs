@@ -138,6 +138,28 @@ async fn a_transaction_does_not_go_on_at_another_primary() {
     assert_eq!(fault.detail, "It was in a transaction, which was not committed.");
 }
 
+/// A subscriber sets what it reads by once it has made its slot.
+#[tokio::test]
+async fn what_a_reader_has_set_since_it_made_a_slot_is_asked_for_before_its_stream() {
+    let (mut replica, mut client, _ends) = replica().await;
+    replica.created = true;
+    let (here, mut server) = Backend::by_hand("a");
+    let playing = async {
+        answered(&mut client, &mut server, b"C\0\0\0\x08SET\0Z\0\0\0\x05I").await;
+        let mut start = Vec::new();
+        message::query(&mut start, b"START_REPLICATION SLOT warehouse LOGICAL 0/0");
+        client.write_all(&start).await.unwrap();
+        let mut asked = Vec::new();
+        while !asked.ends_with(b"granted\0") {
+            assert!(server.read_buf(&mut asked).await.unwrap() > 0);
+        }
+        drop(server);
+    };
+    let (Err(ended), ()) = tokio::join!(replica.run(here), playing);
+    let End::Fault(fault) = ended else { panic!("not told") };
+    assert_eq!(fault.sqlstate, "08006");
+}
+
 #[tokio::test]
 async fn what_a_reader_has_set_is_known_when_it_moves() {
     let (mut replica, mut client, _ends) = replica().await;
