@@ -37,8 +37,8 @@ const DEALLOCATED: &str = "PREPARE _godwit_gone AS SELECT 1; DEALLOCATE _godwit_
 pub struct Prepared {
     id: u64,
     name: String,
-    /// A Parse message's body without the name.
-    tail: Box<[u8]>,
+    /// A Parse message's body without the name. Those of one text that are read by different settings have it together.
+    tail: Arc<Vec<u8>>,
     /// What it is read by.
     read_by: Arc<[u8]>,
     leaves: Leaves,
@@ -81,6 +81,7 @@ pub struct Registry {
 struct Known {
     next: u64,
     by_hash: HashMap<u64, Vec<Weak<Prepared>>>,
+    tails: HashMap<u64, Weak<Vec<u8>>>,
     /// How many there were when those that nobody has any more were last thrown out.
     kept: usize,
 }
@@ -88,7 +89,7 @@ struct Known {
 impl Registry {
     /// The statement with this text and these types (a Parse message's body without the name), read by these settings.
     fn get(&self, tail: &[u8], read_by: &Arc<[u8]>) -> Arc<Prepared> {
-        let hash = self.hasher.hash_one((tail, read_by));
+        let (hash, of_tail) = (self.hasher.hash_one((tail, read_by)), self.hasher.hash_one(tail));
         let mut known = lock(&self.known);
         let same = known.by_hash.get(&hash).into_iter().flatten().filter_map(Weak::upgrade);
         let mut same = same.into_iter();
@@ -101,13 +102,17 @@ impl Registry {
                 !those.is_empty()
             });
             known.kept = known.by_hash.len();
+            known.tails.retain(|_, tail| tail.strong_count() > 0);
         }
+        let same = known.tails.get(&of_tail).and_then(Weak::upgrade).filter(|same| **same == *tail);
+        let same = same.unwrap_or_else(|| Arc::new(tail.to_vec()));
+        known.tails.insert(of_tail, Arc::downgrade(&same));
         known.next += 1;
         let text = read_text(tail).map_or(tail, |(text, _)| text);
         let prepared = Arc::new(Prepared {
             id: known.next,
             name: format!("{PREFIX}{}", known.next),
-            tail: tail.into(),
+            tail: same,
             read_by: Arc::clone(read_by),
             leaves: Leaves::of(text, true),
         });

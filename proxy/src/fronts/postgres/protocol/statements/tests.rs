@@ -360,6 +360,22 @@ fn what_sql_takes_away_is_taken_from_the_client() {
 }
 
 #[test]
+fn a_text_is_kept_once_whatever_it_is_read_by() {
+    let registry = Registry::default();
+    let of = |text: &[u8], tenant: u8| registry.get(text, &Arc::from([tenant]));
+    let (one, two, other) = (of(b"SELECT 1\0\0\0", 1), of(b"SELECT 1\0\0\0", 2), of(b"SELECT 2\0\0\0", 1));
+    assert_ne!(one.id, two.id);
+    assert!(Arc::ptr_eq(&one.tail, &two.tail) && *one.tail != *other.tail);
+    // Of those that nobody has any more nothing is kept.
+    for number in 0..200_u8 {
+        drop(of(&[b'x', number, 0, 0, 0], 1));
+    }
+    let known = lock(&registry.known);
+    assert!(known.by_hash.len() < 80 && known.tails.len() < 80);
+    assert!(known.tails.values().any(|tail| tail.ptr_eq(&Arc::downgrade(&one.tail))));
+}
+
+#[test]
 fn nothing_goes_on_behind_a_reset_before_its_answer() {
     let (mut statements, mut out) = (Statements::new(Arc::default(), 10), Vec::new());
     let mut sent = |statements: &mut Statements, messages: &[Vec<u8>]| {
