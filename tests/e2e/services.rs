@@ -266,6 +266,17 @@ fn cluster_of(settings: &ProcessDriver) -> Result<Cluster> {
     Ok(Cluster { bin: made.bin, data: made.data, host: "127.0.0.1".into(), port: made.listen.port() })
 }
 
+async fn as_superuser(cluster: &Cluster, statement: &str) -> Result<()> {
+    let mut config = tokio_postgres::Config::new();
+    config.host("127.0.0.1").port(cluster.port).user(SUPERUSER).dbname("postgres");
+    config.password(cluster.superuser_password().context("a password")?);
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+    let connection = tokio::spawn(connection);
+    client.batch_execute(statement).await?;
+    drop(client);
+    Ok(connection.await??)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_is_the_superuser_of_a_driver_s_cluster_because_he_says_so() -> Result<()> {
     let home = directory()?;
@@ -296,24 +307,22 @@ async fn nobody_is_the_superuser_of_a_driver_s_cluster_because_he_says_so() -> R
     assert_eq!(cluster.superuser_password(), Some(password));
 
     // Passwords are in the configuration from now on, its own and Godwit's, who was let in without one.
-    let mut administrator = tokio_postgres::Config::new();
-    administrator.host("127.0.0.1").port(cluster.port).user(SUPERUSER).dbname("postgres");
-    let (client, connection) = administrator
-        .password(cluster.superuser_password().context("a password")?)
-        .connect(tokio_postgres::NoTls)
-        .await?;
-    let connection = tokio::spawn(connection);
-    client.batch_execute("CREATE ROLE godwit LOGIN").await?;
-    drop(client);
-    connection.await??;
+    as_superuser(&cluster, "CREATE ROLE godwit LOGIN").await?;
     let made = settings.cluster.as_mut().context("a cluster")?;
     made.trusted = Trusted::Roles([].into());
-    made.logins = vec![format!("postgres://godwit:hunter2@{}/orders", made.listen).parse()?];
+    for login in ["godwit:hunter2", "late:riser"] {
+        made.logins.push(format!("postgres://{login}@{}/orders", made.listen).parse()?);
+    }
     settings.service_dsn = settings.service_dsn.replace("orders_app@", "orders_app:it's@");
-    ProcessProvisioning::new(settings.clone()).provision(&"op-3".into(), &0.into()).await?;
+    // As the next look at it finds them, without an operation.
+    let driver = ProcessProvisioning::new(settings.clone());
+    driver.status().await?;
     until("it is asked for it", async || Ok(!gets_in(&settings, "orders_app", None).await?)).await?;
     assert!(gets_in(&settings, "orders_app", Some("it's")).await?);
     assert!(gets_in(&settings, "godwit", Some("hunter2")).await?);
+    as_superuser(&cluster, "CREATE ROLE late LOGIN").await?;
+    driver.status().await?;
+    assert!(gets_in(&settings, "late", Some("riser")).await?, "a role that came later");
     driver.deprovision(&"op-4".into()).await?;
     Ok(())
 }

@@ -44,12 +44,19 @@ impl Cluster {
         if self.superuser_password().is_none() {
             return Ok(());
         }
-        let rules = self.rules()?;
-        let Some(restricted) = restricted(&rules, trusted).filter(|restricted| *restricted != rules) else {
-            return Ok(());
-        };
+        let Some(restricted) = self.to_write(trusted)? else { return Ok(()) };
         private(&self.rules_file(), &restricted)?;
         if self.running()? { self.reload() } else { Ok(()) }
+    }
+
+    /// Whether that has nothing to write.
+    pub(super) fn is_restricted(&self, trusted: &Trusted) -> Result<bool, ClusterError> {
+        Ok(self.to_write(trusted)?.is_none())
+    }
+
+    fn to_write(&self, trusted: &Trusted) -> Result<Option<String>, ClusterError> {
+        let rules = self.rules()?;
+        Ok(restricted(&rules, trusted).filter(|restricted| *restricted != rules))
     }
 
     fn rules_file(&self) -> PathBuf {

@@ -7,13 +7,13 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use replicator::postgres::{Dsn, quote_ident, quote_literal};
+use replicator::postgres::{Dsn, quote_literal};
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{Mutex, OwnedMutexGuard};
-use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use self::cluster::{Cluster, ClusterError};
@@ -29,6 +29,7 @@ use crate::lock::lock;
 mod access;
 pub mod cluster;
 mod identity;
+mod logins;
 mod settings;
 mod workers;
 
@@ -75,6 +76,8 @@ struct Shared {
     workers: Arc<Mutex<Workers>>,
     /// Why everybody still gets into the database, as it was told last.
     still_open: std::sync::Mutex<Option<String>>,
+    /// Each role that the configuration has a password for is there, and has one.
+    have_passwords: AtomicBool,
 }
 
 /// What `supervise` mended.
@@ -106,7 +109,13 @@ impl ProcessProvisioning {
         }
         let workers = Arc::new(Mutex::new(Workers::new(settings.clone())));
         Self {
-            shared: Arc::new(Shared { settings, timeouts, workers, still_open: std::sync::Mutex::default() }),
+            shared: Arc::new(Shared {
+                settings,
+                timeouts,
+                workers,
+                still_open: std::sync::Mutex::default(),
+                have_passwords: AtomicBool::new(false),
+            }),
         }
     }
 
@@ -384,17 +393,23 @@ impl Shared {
     /// somebody else is trusted by now.
     async fn restrict(&self, settings: &ProcessCluster) -> Result<(), DriverError> {
         let cluster = cluster_of(settings);
-        if cluster.superuser_password().is_none() && cluster.is_open()? {
+        if cluster.superuser_password().is_some() {
+            let have_passwords = self.have_passwords.load(Ordering::Relaxed);
+            if have_passwords && cluster.is_restricted(&settings.trusted)? {
+                return Ok(());
+            }
+        } else if cluster.is_open()? {
             let service = self.service()?;
             let as_superuser = access::of_superuser(settings.logins.iter().chain(&service));
             if as_superuser.iter().any(|login| login.get_password().is_none()) {
                 // It serves: nobody is shut out who is known to come.
                 return Err(DriverError::SuperuserWithoutPassword);
             }
-            return self.prepare_database(settings).await;
+        } else {
+            return Ok(());
         }
-        let trusted = settings.trusted.clone();
-        blocking(move || cluster.restrict(&trusted)).await
+        // Who is to be asked for a password has one first.
+        self.prepare_database(settings).await
     }
 
     /// The database and the role that the service's connection string names, empty and without rights of its own:
@@ -415,8 +430,11 @@ impl Shared {
             }
             _ => None,
         };
-        if let (None, None) = (&service, &made) {
-            return Ok(());
+        let trusted = settings.trusted.clone();
+        let gives = known.is_some() && logins::with_passwords(settings).next().is_some();
+        if service.is_none() && made.is_none() && !gives {
+            self.have_passwords.store(true, Ordering::Relaxed);
+            return blocking(move || cluster.restrict(&trusted)).await;
         }
         let database = service.as_ref().and_then(|dsn| dsn.get_dbname()).unwrap_or(SUPERUSER).to_owned();
         let failed = |source| DriverError::Database { database: database.clone(), source };
@@ -443,20 +461,21 @@ impl Shared {
                     .batch_execute(&format!("ALTER ROLE {SUPERUSER} PASSWORD {}", quote_literal(password)))
                     .await?;
             }
-            for login in &settings.logins {
-                give_password(&client, login).await?;
+            let mut are_there = true;
+            for login in logins::with_passwords(settings) {
+                are_there &= logins::give_password(&client, login).await?;
             }
-            match &service {
-                Some(service) => make_service(&client, service).await,
-                None => Ok(()),
+            if let Some(service) = &service {
+                logins::make_service(&client, service).await?;
             }
+            Ok::<_, tokio_postgres::Error>(are_there)
         };
         let done = make.await.map_err(failed);
         drop(client);
         // Ends with the client; a late error of a connection that is no longer needed says nothing.
         let _ = connection.await;
-        done?;
-        let trusted = settings.trusted.clone();
+        let are_there = done?;
+        self.have_passwords.store(are_there, Ordering::Relaxed);
         blocking(move || {
             if let Some(password) = made {
                 cluster.keep_superuser_password(&password)?;
@@ -465,34 +484,6 @@ impl Shared {
         })
         .await
     }
-}
-
-/// The role of this connection string and its database, where they are not there.
-async fn make_service(client: &Client, service: &Dsn) -> Result<(), tokio_postgres::Error> {
-    if let Some(role) = service.get_user()
-        && !give_password(client, service).await?
-    {
-        client.batch_execute(&format!("CREATE ROLE {} LOGIN", quote_ident(role))).await?;
-        give_password(client, service).await?;
-    }
-    let database = service.get_dbname().unwrap_or(SUPERUSER);
-    let there = "SELECT 1 FROM pg_database WHERE datname = $1";
-    if client.query_opt(there, &[&database]).await?.is_none() {
-        client.batch_execute(&format!("CREATE DATABASE {}", quote_ident(database))).await?;
-    }
-    Ok(())
-}
-
-/// Gives the role of this connection string the password in there, where it has none. False: there is no such role.
-async fn give_password(client: &Client, of: &Dsn) -> Result<bool, tokio_postgres::Error> {
-    let Some(role) = of.get_user() else { return Ok(false) };
-    let has_one = "SELECT rolpassword IS NOT NULL FROM pg_authid WHERE rolname = $1";
-    let has_one = client.query_opt(has_one, &[&role]).await?.map(|row| row.get::<_, bool>(0));
-    if let (Some(false), Some(password)) = (has_one, of.get_password()) {
-        let password = quote_literal(&String::from_utf8_lossy(password));
-        client.batch_execute(&format!("ALTER ROLE {} PASSWORD {password}", quote_ident(role))).await?;
-    }
-    Ok(has_one.is_some())
 }
 
 /// The cluster that these settings are about.
@@ -505,12 +496,15 @@ pub(crate) fn cluster_of(settings: &ProcessCluster) -> Cluster {
     }
 }
 
-/// Makes it with these lines of configuration where there is none yet; nobody gets in before it is restricted.
+/// Makes it with these lines of configuration where there is none yet: nobody gets into that before it is restricted.
 async fn start_cluster(settings: &ProcessCluster, lines: String) -> Result<(), DriverError> {
     let (cluster, trusted) = (cluster_of(settings), settings.trusted.clone());
     blocking(move || {
+        let is_new = !cluster.exists();
         cluster.init(&lines)?;
-        cluster.restrict(&trusted)?;
+        if is_new {
+            cluster.restrict(&trusted)?;
+        }
         cluster.start()
     })
     .await
