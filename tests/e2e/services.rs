@@ -52,6 +52,7 @@ fn settings(home: &Path, workers: usize, ports: &[u16]) -> Result<ProcessDriver>
             listen: database,
             trusted: Trusted::Roles(["orders_app".to_owned()].into()),
             logins: Vec::new(),
+            verifiers: Vec::new(),
         }),
     })
 }
@@ -269,7 +270,9 @@ fn cluster_of(settings: &ProcessDriver) -> Result<Cluster> {
 async fn as_superuser(cluster: &Cluster, statement: &str) -> Result<()> {
     let mut config = tokio_postgres::Config::new();
     config.host("127.0.0.1").port(cluster.port).user(SUPERUSER).dbname("postgres");
-    config.password(cluster.superuser_password().context("a password")?);
+    if let Some(password) = cluster.superuser_password() {
+        config.password(password);
+    }
     let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
     let connection = tokio::spawn(connection);
     client.batch_execute(statement).await?;
@@ -324,6 +327,40 @@ async fn nobody_is_the_superuser_of_a_driver_s_cluster_because_he_says_so() -> R
     driver.status().await?;
     assert!(gets_in(&settings, "late", Some("riser")).await?, "a role that came later");
     driver.deprovision(&"op-4".into()).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_stays_open_where_a_password_would_shut_somebody_out() -> Result<()> {
+    let home = directory()?;
+    let mut settings = settings(home.path(), 1, &zone::free_ports(2)?)?;
+    let cluster = cluster_of(&settings)?;
+    // As an earlier version left one, where nobody was ever asked for a password.
+    cluster.init("fsync = off\n")?;
+    std::fs::remove_file(cluster.data.join("godwit.superuser"))?;
+    cluster.start()?;
+    as_superuser(&cluster, "CREATE ROLE orders_app LOGIN PASSWORD 'another'; CREATE ROLE ann LOGIN").await?;
+    let key = "A".repeat(43);
+    let verifier = format!("SCRAM-SHA-256$10:c2FsdA==${key}=:{key}=");
+    let file = home.path().join("users");
+    std::fs::write(&file, format!("\"ann\" \"{verifier}\"\n\"nobody\" \"{verifier}\"\n"))?;
+    settings.service_dsn = settings.service_dsn.replace("orders_app@", "orders_app:it's@");
+    let made = settings.cluster.as_mut().context("a cluster")?;
+    (made.trusted, made.verifiers) = (Trusted::Roles([].into()), vec![file]);
+    let driver = ProcessProvisioning::new(settings.clone());
+    let _cleanup = Cleanup(driver.clone());
+    driver.provision(&"op-1".into(), &0.into()).await?;
+    for mended in ["ALTER ROLE orders_app PASSWORD 'it''s'", &format!("ALTER ROLE ann PASSWORD '{verifier}'")]
+    {
+        driver.status().await?;
+        assert!(gets_in(&settings, SUPERUSER, None).await?, "before {mended}");
+        assert_eq!(cluster.superuser_password(), None);
+        as_superuser(&cluster, mended).await?;
+    }
+    driver.status().await?;
+    until("it is closed", async || Ok(!gets_in(&settings, "ann", None).await?)).await?;
+    assert!(gets_in(&settings, "orders_app", Some("it's")).await?);
+    driver.deprovision(&"op-2".into()).await?;
     Ok(())
 }
 

@@ -191,7 +191,14 @@ fn cluster_of<'a>(
         Some(address)
     });
     let trusted = if trusts_all? { Trusted::All } else { Trusted::Roles(BTreeSet::new()) };
-    Some(ProcessCluster { bin: bin?, data: data?, listen: listen?, trusted, logins: Vec::new() })
+    Some(ProcessCluster {
+        bin: bin?,
+        data: data?,
+        listen: listen?,
+        trusted,
+        logins: Vec::new(),
+        verifiers: Vec::new(),
+    })
 }
 
 /// Lets the roles into clusters of these drivers that the configuration has no password for: the service's, Godwit's where a
@@ -206,14 +213,16 @@ pub(super) fn trust(drivers: &mut BTreeMap<String, Driver>, resources: &BTreeMap
         }
     }
     for resource in resources.values() {
-        let front_trusts = resource.postgres.as_ref().is_some_and(|front| front.auth == PostgresAuth::Trust);
+        let auth = resource.postgres.as_ref().map(|front| &front.auth);
         for placement in resource.placements.values() {
             let driver = placement.driver.as_ref().and_then(|name| drivers.get_mut(name));
             let Some(Driver::Process(ProcessDriver { cluster: Some(cluster), .. })) = driver else {
                 continue;
             };
-            if front_trusts {
-                cluster.trusted = Trusted::All;
+            match auth {
+                Some(PostgresAuth::Trust) => cluster.trusted = Trusted::All,
+                Some(PostgresAuth::File(path)) => cluster.verifiers.push(path.clone()),
+                Some(PostgresAuth::Query(_)) | None => {}
             }
             if let Some(Database { dsn, .. }) = &placement.postgres {
                 trust_without_password(cluster, dsn);

@@ -610,6 +610,8 @@ pub struct ProcessCluster {
     pub trusted: Trusted,
     /// How Godwit itself logs in there.
     pub logins: Vec<Dsn>,
+    /// Files of the verifiers that clients of a front come with.
+    pub verifiers: Vec<PathBuf>,
 }
 
 /// Who comes from this machine into a cluster of the `process` driver without a password. Its superuser never does.
@@ -622,6 +624,14 @@ pub enum Trusted {
 }
 
 impl Trusted {
+    /// Whether this role is among them.
+    pub fn has(&self, role: &str) -> bool {
+        match self {
+            Self::Roles(roles) => roles.contains(role),
+            Self::All => true,
+        }
+    }
+
     /// This role, too.
     pub fn add(&mut self, role: &str) {
         if let Self::Roles(roles) = self {

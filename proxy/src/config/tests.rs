@@ -499,6 +499,12 @@ fn drivers() {
     assert_eq!(trusted(&driven.replace(":5432 }", ":5432, auth: trust }")), Trusted::All);
     let front = "fronts: { postgres: { listen: 127.0.0.1:6432, auth: trust }, http";
     assert_eq!(trusted(&driven.replace("fronts: { http", front)), Trusted::All);
+    let of_file = driven.replace("fronts: { http", &front.replace("trust", "{ file: secret }"));
+    let Driver::Process(process) = &load(&of_file).expect("valid").drivers["local"] else {
+        panic!("a process driver")
+    };
+    let cluster = process.cluster.as_ref().expect("a cluster");
+    assert_eq!((&cluster.trusted, cluster.verifiers.len()), (&roles(&["app"]), 1));
     assert_eq!(config.resources["orders"].placements["west"].driver.as_deref(), Some("local"));
 
     let report: Vec<String> = [

@@ -140,6 +140,7 @@ fn settings(options: &Options, request: &Request) -> ProcessDriver {
             listen: options.database,
             trusted: Trusted::All,
             logins: Vec::new(),
+            verifiers: Vec::new(),
         }),
     }
 }

@@ -283,6 +283,7 @@ impl Playground {
                     listen: database,
                     trusted: Trusted::All,
                     logins: Vec::new(),
+                    verifiers: Vec::new(),
                 }),
             };
             let cluster = Cluster {

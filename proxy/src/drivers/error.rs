@@ -85,6 +85,14 @@ pub enum DriverError {
          better a role of its own"
     )]
     SuperuserWithoutPassword,
+    /// With the passwords that there are somebody would not get in any more who does so by his name.
+    #[error("with a password {role} would not get in: {why}")]
+    ShutsOut {
+        /// Who.
+        role: String,
+        /// Why.
+        why: String,
+    },
     /// The deadline passed.
     #[error("operation {operation} was not done within {deadline:?}")]
     Late {
@@ -135,9 +143,11 @@ impl DriverError {
             Self::Busy { .. } => DriverErrorKind::Busy,
             Self::NotReady { .. } | Self::Late { .. } => DriverErrorKind::NotReady,
             Self::Outside { kind, .. } => *kind,
-            Self::SuperuserWithoutPassword | Self::Cluster(_) | Self::Database { .. } | Self::Io { .. } => {
-                DriverErrorKind::Failed
-            }
+            Self::SuperuserWithoutPassword
+            | Self::ShutsOut { .. }
+            | Self::Cluster(_)
+            | Self::Database { .. }
+            | Self::Io { .. } => DriverErrorKind::Failed,
         }
     }
 }

@@ -169,6 +169,7 @@ mod tests {
             listen: ([127, 0, 0, 1], 1).into(),
             trusted: Trusted::All,
             logins: Vec::new(),
+            verifiers: Vec::new(),
         };
         let driver = |cluster: Option<ProcessCluster>| {
             Driver::Process(ProcessDriver {

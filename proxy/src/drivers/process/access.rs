@@ -3,6 +3,7 @@
 //!
 //! Lines of the owner's stay, and come first. A file that has neither what `initdb` wrote nor what this module did is the owner's.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use replicator::postgres::Dsn;
@@ -37,6 +38,11 @@ impl Cluster {
     /// Whether everybody on this machine gets in as everybody, as `initdb -A trust` leaves it.
     pub(super) fn is_open(&self) -> Result<bool, ClusterError> {
         Ok(self.rules()?.lines().any(lets_everybody_in))
+    }
+
+    /// Who gets in without a password by lines that `initdb` or this module wrote.
+    pub(super) fn lets_in(&self) -> Result<Trusted, ClusterError> {
+        Ok(let_in(&self.rules()?))
     }
 
     /// Lets nobody in without a password but whom it trusts; does nothing where the superuser has none yet.
@@ -85,6 +91,22 @@ fn lets_everybody_in(line: &str) -> bool {
         ["local", "all" | "replication", "all", "trust"]
             | ["host", "all" | "replication", "all", "127.0.0.1/32" | "::1/128", "trust"]
     )
+}
+
+fn let_in(rules: &str) -> Trusted {
+    let mut roles = Trusted::Roles(BTreeSet::new());
+    for line in rules.lines() {
+        let ours = line.strip_prefix("host all,replication ");
+        let role = ours.and_then(|line| line.strip_suffix(" 127.0.0.1/32 trust"));
+        if role == Some("all") || lets_everybody_in(line) {
+            return Trusted::All;
+        }
+        let name = role.and_then(|role| role.strip_prefix('"')?.strip_suffix('"'));
+        if let Some(name) = name {
+            roles.add(&name.replace("\"\"", "\""));
+        }
+    }
+    roles
 }
 
 /// The rules without those that let everybody in, and with Godwit's at the end; none: they are the owner's alone.
@@ -176,6 +198,16 @@ host    replication     all             ::1/128                 trust
         assert_eq!(trust, [format!("{line} 127.0.0.1/32 trust"), format!("{line} ::1/128 trust")]);
         let nobody = restricted(&text, &roles(&[])).expect("what was written before");
         assert!(!nobody.contains("trust\n") && nobody.contains("# \"local\" is for"), "{nobody}");
+    }
+
+    #[test]
+    fn who_gets_in_by_name_is_read_from_what_was_written() {
+        assert_eq!(let_in(INITDB), Trusted::All);
+        for trusted in [Trusted::All, roles(&["sh\"op", "app"]), roles(&[])] {
+            let text = restricted(INITDB, &trusted).expect("what initdb wrote");
+            assert_eq!(let_in(&text), trusted, "{text}");
+        }
+        assert_eq!(let_in("host all all 10.0.0.0/8 trust\n"), roles(&[]), "the owner's");
     }
 
     #[test]

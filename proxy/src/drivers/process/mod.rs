@@ -182,7 +182,11 @@ impl ProcessProvisioning {
                     cluster_of(settings).check_there()?;
                 }
                 start_cluster(settings, settings::lines(&wanted.settings)).await?;
-                shared.prepare_database(settings).await?;
+                match shared.prepare_database(settings).await {
+                    // It goes on as it was; the next look at it warns.
+                    Err(DriverError::ShutsOut { .. }) => {}
+                    done => done?,
+                }
             }
             // First what is wanted, then the work: a process that takes over after a crash finishes it.
             ledger.capacity = Some(capacity);
@@ -430,8 +434,10 @@ impl Shared {
             }
             _ => None,
         };
+        let before = cluster.lets_in()?;
         let trusted = settings.trusted.clone();
-        let gives = known.is_some() && logins::with_passwords(settings).next().is_some();
+        let mut given_to = logins::with_passwords(settings).peekable();
+        let gives = known.is_some() && (given_to.peek().is_some() || !settings.verifiers.is_empty());
         if service.is_none() && made.is_none() && !gives {
             self.have_passwords.store(true, Ordering::Relaxed);
             return blocking(move || cluster.restrict(&trusted)).await;
@@ -446,7 +452,7 @@ impl Shared {
             .dbname(SUPERUSER)
             .connect_timeout(Duration::from_secs(10))
             .application_name("godwit");
-        if let Some(password) = known {
+        if let Some(password) = &known {
             administrator.password(password);
         }
         let (client, connection) = administrator.connect(tokio_postgres::NoTls).await.map_err(failed)?;
@@ -456,33 +462,38 @@ impl Shared {
             client.batch_execute("SET password_encryption = 'scram-sha-256'").await?;
             // The other side may be away, whom commits wait for.
             client.batch_execute("SET synchronous_commit = local").await?;
-            if let Some(password) = &made {
-                client
-                    .batch_execute(&format!("ALTER ROLE {SUPERUSER} PASSWORD {}", quote_literal(password)))
-                    .await?;
-            }
             let mut are_there = true;
-            for login in logins::with_passwords(settings) {
+            for login in given_to {
                 are_there &= logins::give_password(&client, login).await?;
             }
             if let Some(service) = &service {
                 logins::make_service(&client, service).await?;
             }
-            Ok::<_, tokio_postgres::Error>(are_there)
+            let shut_out = logins::shut_out(&client, settings, service.as_ref(), &before).await?;
+            // Whoever has it is asked for it already, or nobody is shut out.
+            let made = made.filter(|_| known.is_some() || shut_out.is_none());
+            if let Some(password) = &made {
+                client
+                    .batch_execute(&format!("ALTER ROLE {SUPERUSER} PASSWORD {}", quote_literal(password)))
+                    .await?;
+            }
+            Ok::<_, tokio_postgres::Error>((are_there, made, shut_out))
         };
         let done = make.await.map_err(failed);
         drop(client);
         // Ends with the client; a late error of a connection that is no longer needed says nothing.
         let _ = connection.await;
-        let are_there = done?;
+        let (are_there, made, shut_out) = done?;
         self.have_passwords.store(are_there, Ordering::Relaxed);
+        let closes = shut_out.is_none();
         blocking(move || {
             if let Some(password) = made {
                 cluster.keep_superuser_password(&password)?;
             }
-            cluster.restrict(&trusted)
+            if closes { cluster.restrict(&trusted) } else { Ok(()) }
         })
-        .await
+        .await?;
+        shut_out.map_or(Ok(()), |(role, why)| Err(DriverError::ShutsOut { role, why }))
     }
 }
 
@@ -559,6 +570,7 @@ mod tests {
                 listen: closed,
                 trusted: Trusted::All,
                 logins: Vec::new(),
+                verifiers: Vec::new(),
             }),
         });
         driver.shared.claim().unwrap();

@@ -133,7 +133,8 @@ pub(super) async fn in_file(path: &Path, user: &str) -> Result<Option<Verifier>,
     find(&text, user)
 }
 
-fn find(text: &str, user: &str) -> Result<Option<Verifier>, Unknown> {
+/// None: it is not in this text of such a file.
+pub(crate) fn find(text: &str, user: &str) -> Result<Option<Verifier>, Unknown> {
     for line in text.lines() {
         let Some((name, rest)) = quoted(line.trim_start()) else { continue };
         if name != user {
