@@ -196,6 +196,32 @@ async fn a_dead_database_is_started_again() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_operation_that_waits_for_a_worker_mends_and_lets_others_have_their_turn() -> Result<()> {
+    let home = directory()?;
+    let mut settings = settings(home.path(), 1, &zone::free_ports(2)?)?;
+    settings.argv = ["sleep", "600"].map(str::to_owned).to_vec();
+    let gives_way = Timeouts { ready_for_nobody: Duration::ZERO, ..Timeouts::default() };
+    let driver = ProcessProvisioning::with_timeouts(settings.clone(), gives_way);
+    let _cleanup = Cleanup(driver.clone());
+    let waits = driver.clone();
+    let waits = tokio::spawn(async move { waits.provision(&"op-1".into(), &1.into()).await });
+    until("its worker runs", async || Ok(pid(&settings, 0).is_some())).await?;
+    let postmaster = std::fs::read_to_string(home.path().join("data/postmaster.pid"))?;
+    let postmaster = postmaster.lines().next().context("pid")?.trim().parse()?;
+    signal("-KILL", postmaster)?;
+    until("the database is gone", async || Ok(gone(postmaster))).await?;
+    until("it is started again", async || gets_in(&settings, "orders_app", None).await).await?;
+    assert!(!waits.is_finished());
+    let none = PlacementStatus { ready: 0, capacity: 0, database: true };
+    assert_eq!(driver.scale(&"op-2".into(), 0).await?, none);
+    assert_eq!(waits.await?.unwrap_err().kind(), DriverErrorKind::NotReady);
+    // What is only taken over is so with what there is.
+    assert_eq!(driver.adopt(&"op-3".into(), 1).await?, PlacementStatus { capacity: 1, ..none });
+    driver.deprovision(&"op-4".into()).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn refusals_say_which_worker_and_why() -> Result<()> {
     let home = directory()?;
     let listen: SocketAddr = ([127, 0, 0, 1], zone::free_ports(1)?[0]).into();
@@ -223,6 +249,18 @@ async fn refusals_say_which_worker_and_why() -> Result<()> {
     assert!(said.contains("refused the connection") && said.contains("1s"), "{said}");
     driver.deprovision(&"end".into()).await?;
     assert_eq!(pid(&mute, 0), None);
+
+    // One has ended while another one may still become ready: that is told at once.
+    let home = directory()?;
+    let ports = zone::free_ports(2)?;
+    let script = format!("case {{listen}} in *:{}) exit 3;; esac; exec sleep 600", ports[1]);
+    let mut both = without_cluster(home.path(), &["sh", "-c", &script], listen);
+    both.listen = ports.iter().map(|port| ([127, 0, 0, 1], *port).into()).collect();
+    let driver = ProcessProvisioning::new(both);
+    let _cleanup_both = Cleanup(driver.clone());
+    let said = driver.provision(&"op".into(), &2.into()).await.unwrap_err().to_string();
+    assert!(said.contains("worker 1 at") && said.contains("exit status: 3"), "{said}");
+    driver.deprovision(&"end".into()).await?;
 
     // Somebody else's port, and somebody else's directory.
     let home = directory()?;

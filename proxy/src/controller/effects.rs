@@ -714,7 +714,7 @@ pub struct ZoneDriver {
 impl ZoneDriver {
     /// The operation that the machine wants in `state`: the same after a crash or a lost reply, and another one each time the
     /// machine comes there anew.
-    fn operation(&self, what: &str, zone: &Zone, capacity: u32, state: &State) -> Operation {
+    pub(super) fn operation(&self, what: &str, zone: &Zone, capacity: u32, state: &State) -> Operation {
         let State { resource, generation, phase, since, .. } = state;
         let id =
             format!("{what}-{resource}-{zone}-{capacity}-g{}-{}-{}", generation.0, phase.name(), since.0);

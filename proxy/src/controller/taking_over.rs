@@ -25,7 +25,7 @@ const THERE: Duration = Duration::from_secs(3);
 /// How often connections to the lost service are ended until none is in use.
 const CUT: Duration = Duration::from_millis(20);
 /// How long the workers that take over may take to be as many as they should: nobody is served meanwhile.
-const SCALE: Duration = Duration::from_secs(60);
+const SCALE: Duration = Duration::from_secs(30);
 
 /// What a person says with it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -218,13 +218,22 @@ impl Hands {
         self.fence_lost(lost, generation);
         // Where they are not found, it goes on all the same: nobody is served elsewhere.
         let _ = self.look_up(zone).await;
-        let scaled = tokio::time::timeout(SCALE, self.scale(zone, Capacity::Full, state)).await;
+        let scaled = tokio::time::timeout(SCALE, self.scale_to_serve(zone, state)).await;
         let scaled = scaled.unwrap_or_else(|_| Err(format!("not done within {} s", SCALE.as_secs())));
         *lock(&self.staff) = Staff::of(generation, scaled.is_ok());
         if let Err(why) = scaled {
             tracing::warn!(%resource, %zone, %why, "it takes over with the workers that it has");
         }
         Ok(())
+    }
+
+    /// All of its workers, as far as its driver can give them soon.
+    async fn scale_to_serve(&self, zone: &Zone, state: &State) -> Result<(), Failure> {
+        let Some(driver) = self.driver(zone) else { return Ok(()) };
+        let workers = self.workers(zone, Capacity::Full);
+        let mut operation = driver.operation("scale", zone, workers, state);
+        operation.deadline = operation.deadline.min(SCALE);
+        driver.does.scale(&operation, workers).await.map(drop).map_err(chain)
     }
 
     /// Until no request is at the lost primary's service: one that is answered late, when that is back, would acknowledge what is not here.

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -36,6 +36,8 @@ mod workers;
 /// Superuser of the clusters that [`Cluster::init`] makes.
 const SUPERUSER: &str = "postgres";
 const CONNECT: Duration = Duration::from_secs(1);
+/// How often an operation that waits for workers starts what died meanwhile.
+const MEND: Duration = Duration::from_secs(2);
 /// What workers and PostgreSQL get of this process' environment: what programs are found, read and written by.
 const PASSED_ON: [&str; 7] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH"];
 
@@ -44,7 +46,7 @@ const PASSED_ON: [&str; 7] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", 
 pub struct Timeouts {
     /// From the start of workers until all of them answer, at most: before the end of the operation it is told which do not.
     pub ready: Duration,
-    /// The same where nobody waits for the operation any more, and others may wait for their turn.
+    /// The same where nobody waits for the operation any more, or others wait for their turn; and of what is only taken over.
     pub ready_for_nobody: Duration,
     /// Between SIGTERM and SIGKILL.
     pub stop: Duration,
@@ -78,6 +80,33 @@ struct Shared {
     still_open: std::sync::Mutex<Option<String>>,
     /// Each role that the configuration has a password for is there, and has one.
     have_passwords: AtomicBool,
+    /// Operations that wait for their turn.
+    waiting: AtomicUsize,
+}
+
+/// One of [`Shared::waiting`].
+struct Waiting<'s>(&'s AtomicUsize);
+
+impl<'s> Waiting<'s> {
+    fn begin(count: &'s AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What becomes of an operation whose workers do not answer in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unready {
+    /// It has failed.
+    Fails,
+    /// It is done with what there is.
+    IsLeft,
 }
 
 /// What `supervise` mended.
@@ -115,6 +144,7 @@ impl ProcessProvisioning {
                 workers,
                 still_open: std::sync::Mutex::default(),
                 have_passwords: AtomicBool::new(false),
+                waiting: AtomicUsize::new(0),
             }),
         }
     }
@@ -149,6 +179,7 @@ impl ProcessProvisioning {
         operation: &Operation,
         action: Action,
         wanted: &Wanted,
+        unready: Unready,
     ) -> Result<PlacementStatus, DriverError> {
         let shared = self.shared.clone();
         let (id, wanted) = (operation.id.clone(), wanted.clone());
@@ -196,14 +227,17 @@ impl ProcessProvisioning {
                 turn.workers.ensure(index)?;
             }
             let left = (deadline / 10 * 9).saturating_sub(began.elapsed());
-            let ready = shared.timeouts.ready.min(Duration::from_secs(left.as_secs()));
-            let in_vain = async {
-                nobody_waits.cancelled().await;
-                tokio::time::sleep(shared.timeouts.ready_for_nobody).await;
-            };
-            tokio::select! {
-                ready = turn.workers.await_ready(count, ready) => ready?,
-                () = in_vain => return Err(DriverError::Late { operation: id, deadline }),
+            let mut ready = shared.timeouts.ready.min(Duration::from_secs(left.as_secs()));
+            if unready == Unready::IsLeft {
+                ready = ready.min(shared.timeouts.ready_for_nobody);
+            }
+            match shared.await_ready(&mut turn.workers, count, ready, &nobody_waits).await {
+                Err(error @ DriverError::NotReady { .. }) if unready == Unready::IsLeft => {
+                    let why = crate::causes::chain(error);
+                    tracing::warn!(operation = id, why, "taken over, with workers that do not answer");
+                    return Ok(shared.observe(&ledger, &mut turn.workers).await);
+                }
+                ready => ready?,
             }
             turn.workers.stop_above(count, shared.timeouts.stop).await?;
             ledger.note(&id, action, capacity);
@@ -226,16 +260,16 @@ impl Provisioning for ProcessProvisioning {
         operation: &Operation,
         wanted: &Wanted,
     ) -> Result<PlacementStatus, DriverError> {
-        self.scale_to(operation, Action::Provision, wanted).await
+        self.scale_to(operation, Action::Provision, wanted, Unready::Fails).await
     }
 
     /// Its processes run on without this one; what died meanwhile is started again.
     async fn adopt(&self, operation: &Operation, capacity: u32) -> Result<PlacementStatus, DriverError> {
-        self.provision(operation, &capacity.into()).await
+        self.scale_to(operation, Action::Provision, &capacity.into(), Unready::IsLeft).await
     }
 
     async fn scale(&self, operation: &Operation, capacity: u32) -> Result<PlacementStatus, DriverError> {
-        self.scale_to(operation, Action::Scale, &capacity.into()).await
+        self.scale_to(operation, Action::Scale, &capacity.into(), Unready::Fails).await
     }
 
     /// The configuration says it.
@@ -330,6 +364,7 @@ impl Shared {
     }
 
     async fn turn(&self) -> Result<Turn, DriverError> {
+        let _waiting = Waiting::begin(&self.waiting);
         let began = crate::clock::tick();
         let busy =
             |_| DriverError::Busy { directory: self.settings.directory.clone(), waited: self.timeouts.turn };
@@ -347,6 +382,38 @@ impl Shared {
         };
         let lock = tokio::time::timeout(left, lock).await.map_err(busy)??;
         Ok(Turn { workers, _lock: lock })
+    }
+
+    /// Until all of these workers answer; what dies meanwhile is started again. Says which do not.
+    async fn await_ready(
+        &self,
+        workers: &mut Workers,
+        count: usize,
+        within: Duration,
+        nobody_waits: &CancellationToken,
+    ) -> Result<(), DriverError> {
+        let began = crate::clock::tick();
+        let mut told = None;
+        loop {
+            let left = within.saturating_sub(began.elapsed());
+            let late = workers.await_ready(count, left.min(MEND)).await?;
+            if late.is_empty() {
+                return Ok(());
+            }
+            let waited = began.elapsed();
+            if waited >= within {
+                return Err(workers.not_ready(late, within));
+            }
+            let gives_way = nobody_waits.is_cancelled() || self.waiting.load(Ordering::Relaxed) > 0;
+            if gives_way && waited >= self.timeouts.ready_for_nobody {
+                return Err(workers.not_ready(late, Duration::from_secs(waited.as_secs())));
+            }
+            let why = self.mend(workers).await.err().map(crate::causes::chain);
+            if why.is_some() && why != told {
+                tracing::warn!(why, "what died meanwhile is not there again");
+                told = why;
+            }
+        }
     }
 
     async fn observe(&self, ledger: &Ledger, workers: &mut Workers) -> PlacementStatus {

@@ -189,39 +189,48 @@ impl Workers {
         Ok(started)
     }
 
-    /// Waits until every worker below `capacity` answers, or says which do not and why.
-    pub(super) async fn await_ready(&mut self, capacity: usize, within: Duration) -> Result<(), DriverError> {
+    /// Waits until every worker below `capacity` answers: who runs and does not when the time is over, with what was seen instead. That one
+    /// has ended is an error at once.
+    pub(super) async fn await_ready(
+        &mut self,
+        capacity: usize,
+        within: Duration,
+    ) -> Result<Vec<(usize, String)>, DriverError> {
         let deadline = crate::clock::tick() + within;
         let mut waiting: Vec<usize> = (0..capacity).collect();
-        let mut unready = Vec::new();
         let mut pause = PAUSES.0;
         loop {
             let answers = self.probe(&waiting).await;
-            let late = crate::clock::tick() >= deadline;
-            let mut still = Vec::new();
+            let (mut still, mut ended) = (Vec::new(), Vec::new());
             for (index, answer) in waiting.into_iter().zip(answers) {
                 // Looked at after the answer: another process may answer on the address of a worker that failed to bind.
                 let runs = self.running(index).is_some();
                 match answer {
                     Ok(()) if runs => {}
-                    Err(why) if runs && late => {
-                        unready.push(self.unready(index, format!("{why} for {within:?}")));
-                    }
-                    _ if runs => still.push(index),
+                    Err(why) if runs => still.push((index, why)),
                     _ => {
                         let exit = self.exits.get(&index).map_or("unknown exit status", String::as_str);
-                        unready.push(self.unready(index, format!("ended ({exit})")));
+                        ended.push(self.unready(index, format!("ended ({exit})")));
                     }
                 }
             }
-            if still.is_empty() || late {
-                break;
+            if !ended.is_empty() {
+                return Err(DriverError::NotReady { workers: ended });
             }
-            waiting = still;
+            if still.is_empty() || crate::clock::tick() >= deadline {
+                return Ok(still);
+            }
+            waiting = still.into_iter().map(|(index, _)| index).collect();
             tokio::time::sleep(pause.min(deadline.saturating_duration_since(crate::clock::tick()))).await;
             pause = (pause * 2).min(PAUSES.1);
         }
-        if unready.is_empty() { Ok(()) } else { Err(DriverError::NotReady { workers: unready }) }
+    }
+
+    /// That these have not answered for so long.
+    pub(super) fn not_ready(&self, late: Vec<(usize, String)>, waited: Duration) -> DriverError {
+        let late = late.into_iter();
+        let workers = late.map(|(index, why)| self.unready(index, format!("{why} for {waited:?}"))).collect();
+        DriverError::NotReady { workers }
     }
 
     fn unready(&self, index: usize, why: String) -> UnreadyWorker {
