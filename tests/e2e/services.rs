@@ -12,8 +12,8 @@ use godwit::config::model::{ProcessCluster, ProcessDriver, Trusted};
 use godwit::demo::load::{self, Load};
 use godwit::demo::orders;
 use godwit::demo::orders::schema::{self, Seed};
-use godwit::demo::zone::{self, Playground, SUPERUSER};
-use godwit::drivers::process::cluster::{Cluster, installed};
+use godwit::demo::zone::{self, Playground};
+use godwit::drivers::process::cluster::installed;
 use godwit::drivers::process::{ProcessProvisioning, Timeouts};
 use godwit::drivers::{DriverErrorKind, Operation, PlacementStatus, Provisioning};
 use godwit_tests::postgres::{TestCluster, other_major};
@@ -25,6 +25,8 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_postgres::Client;
+
+mod access;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_godwit-under-test");
 /// Set in the process that provisions and is killed; see [`provision_and_wait`].
@@ -210,7 +212,7 @@ async fn an_operation_that_waits_for_a_worker_mends_and_lets_others_have_their_t
     let postmaster = postmaster.lines().next().context("pid")?.trim().parse()?;
     signal("-KILL", postmaster)?;
     until("the database is gone", async || Ok(gone(postmaster))).await?;
-    until("it is started again", async || gets_in(&settings, "orders_app", None).await).await?;
+    until("it is started again", async || access::gets_in(&settings, "orders_app", None).await).await?;
     assert!(!waits.is_finished());
     let none = PlacementStatus { ready: 0, capacity: 0, database: true };
     assert_eq!(driver.scale(&"op-2".into(), 0).await?, none);
@@ -286,119 +288,6 @@ async fn refusals_say_which_worker_and_why() -> Result<()> {
         .await;
     assert_eq!(error.unwrap_err().kind(), DriverErrorKind::Refused);
     assert!(home.path().join("data/PG_VERSION").exists());
-    Ok(())
-}
-
-/// Whether this role gets into the cluster of this driver by TCP.
-async fn gets_in(settings: &ProcessDriver, role: &str, password: Option<&str>) -> Result<bool> {
-    let listen = settings.cluster.as_ref().context("a cluster")?.listen;
-    let mut config = tokio_postgres::Config::new();
-    config.host(listen.ip().to_string()).port(listen.port()).user(role).dbname("postgres");
-    if let Some(password) = password {
-        config.password(password);
-    }
-    Ok(config.connect(tokio_postgres::NoTls).await.is_ok())
-}
-
-fn cluster_of(settings: &ProcessDriver) -> Result<Cluster> {
-    let made = settings.cluster.clone().context("a cluster")?;
-    Ok(Cluster { bin: made.bin, data: made.data, host: "127.0.0.1".into(), port: made.listen.port() })
-}
-
-async fn as_superuser(cluster: &Cluster, statement: &str) -> Result<()> {
-    let mut config = tokio_postgres::Config::new();
-    config.host("127.0.0.1").port(cluster.port).user(SUPERUSER).dbname("postgres");
-    if let Some(password) = cluster.superuser_password() {
-        config.password(password);
-    }
-    let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
-    let connection = tokio::spawn(connection);
-    client.batch_execute(statement).await?;
-    drop(client);
-    Ok(connection.await??)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn nobody_is_the_superuser_of_a_driver_s_cluster_because_he_says_so() -> Result<()> {
-    let home = directory()?;
-    let mut settings = settings(home.path(), 1, &zone::free_ports(2)?)?;
-    let cluster = cluster_of(&settings)?;
-    // As an earlier version left one: open, and running.
-    cluster.init("fsync = off\n")?;
-    std::fs::remove_file(cluster.data.join("godwit.superuser"))?;
-    let driver = ProcessProvisioning::new(settings.clone());
-    let _cleanup = Cleanup(driver.clone());
-    cluster.start()?;
-    let mut careless = settings.clone();
-    let made = careless.cluster.as_mut().context("a cluster")?;
-    made.logins = vec![format!("postgres://{SUPERUSER}@{}/orders", made.listen).parse()?];
-    ProcessProvisioning::new(careless).provision(&"op-0".into(), &0.into()).await?;
-    assert!(
-        gets_in(&settings, SUPERUSER, None).await?,
-        "nobody is shut out whom the configuration lets come"
-    );
-
-    driver.provision(&"op-1".into(), &0.into()).await?;
-    let password = cluster.superuser_password().context("a password")?;
-    until("it is closed", async || Ok(!gets_in(&settings, SUPERUSER, None).await?)).await?;
-    assert!(!gets_in(&settings, SUPERUSER, Some("postgres")).await?);
-    assert!(gets_in(&settings, SUPERUSER, Some(&password)).await?);
-    assert!(gets_in(&settings, "orders_app", None).await?, "the configuration has no password for it");
-    driver.provision(&"op-2".into(), &0.into()).await?;
-    assert_eq!(cluster.superuser_password(), Some(password));
-
-    // Passwords are in the configuration from now on, its own and Godwit's, who was let in without one.
-    as_superuser(&cluster, "CREATE ROLE godwit LOGIN").await?;
-    let made = settings.cluster.as_mut().context("a cluster")?;
-    made.trusted = Trusted::Roles([].into());
-    for login in ["godwit:hunter2", "late:riser"] {
-        made.logins.push(format!("postgres://{login}@{}/orders", made.listen).parse()?);
-    }
-    settings.service_dsn = settings.service_dsn.replace("orders_app@", "orders_app:it's@");
-    // As the next look at it finds them, without an operation.
-    let driver = ProcessProvisioning::new(settings.clone());
-    driver.status().await?;
-    until("it is asked for it", async || Ok(!gets_in(&settings, "orders_app", None).await?)).await?;
-    assert!(gets_in(&settings, "orders_app", Some("it's")).await?);
-    assert!(gets_in(&settings, "godwit", Some("hunter2")).await?);
-    as_superuser(&cluster, "CREATE ROLE late LOGIN").await?;
-    driver.status().await?;
-    assert!(gets_in(&settings, "late", Some("riser")).await?, "a role that came later");
-    driver.deprovision(&"op-4".into()).await?;
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_stays_open_where_a_password_would_shut_somebody_out() -> Result<()> {
-    let home = directory()?;
-    let mut settings = settings(home.path(), 1, &zone::free_ports(2)?)?;
-    let cluster = cluster_of(&settings)?;
-    // As an earlier version left one, where nobody was ever asked for a password.
-    cluster.init("fsync = off\n")?;
-    std::fs::remove_file(cluster.data.join("godwit.superuser"))?;
-    cluster.start()?;
-    as_superuser(&cluster, "CREATE ROLE orders_app LOGIN PASSWORD 'another'; CREATE ROLE ann LOGIN").await?;
-    let key = "A".repeat(43);
-    let verifier = format!("SCRAM-SHA-256$10:c2FsdA==${key}=:{key}=");
-    let file = home.path().join("users");
-    std::fs::write(&file, format!("\"ann\" \"{verifier}\"\n\"nobody\" \"{verifier}\"\n"))?;
-    settings.service_dsn = settings.service_dsn.replace("orders_app@", "orders_app:it's@");
-    let made = settings.cluster.as_mut().context("a cluster")?;
-    (made.trusted, made.verifiers) = (Trusted::Roles([].into()), vec![file]);
-    let driver = ProcessProvisioning::new(settings.clone());
-    let _cleanup = Cleanup(driver.clone());
-    driver.provision(&"op-1".into(), &0.into()).await?;
-    for mended in ["ALTER ROLE orders_app PASSWORD 'it''s'", &format!("ALTER ROLE ann PASSWORD '{verifier}'")]
-    {
-        driver.status().await?;
-        assert!(gets_in(&settings, SUPERUSER, None).await?, "before {mended}");
-        assert_eq!(cluster.superuser_password(), None);
-        as_superuser(&cluster, mended).await?;
-    }
-    driver.status().await?;
-    until("it is closed", async || Ok(!gets_in(&settings, "ann", None).await?)).await?;
-    assert!(gets_in(&settings, "orders_app", Some("it's")).await?);
-    driver.deprovision(&"op-2".into()).await?;
     Ok(())
 }
 
@@ -654,7 +543,7 @@ async fn a_worker_finishes_its_requests_when_it_is_scaled_away() -> Result<()> {
     let _cleanup = Cleanup(driver.clone());
     driver.provision(&"up".into(), &1.into()).await?;
     let database = settings.cluster.as_ref().context("cluster")?.listen;
-    let password = cluster_of(&settings)?.superuser_password().context("a password")?;
+    let password = access::cluster_of(&settings)?.superuser_password().context("a password")?;
     let connect = async || -> Result<Client> {
         let dsn = format!("postgres://postgres:{password}@{database}/orders");
         let (client, connection) = tokio_postgres::connect(&dsn, tokio_postgres::NoTls).await?;
