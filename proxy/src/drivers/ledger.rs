@@ -131,6 +131,11 @@ impl Ledger {
         }
     }
 
+    /// Whether something was provisioned here at some time.
+    pub fn has_provisioned(&self) -> bool {
+        self.capacity.is_some() || self.done.iter().any(|done| done.action == Action::Provision)
+    }
+
     /// Remembers that it has been done.
     pub fn note(&mut self, id: &str, action: Action, capacity: u32) {
         self.done.push(Done { id: id.to_owned(), action, capacity });

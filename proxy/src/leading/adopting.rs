@@ -3,6 +3,7 @@
 //!
 //! That is asked until it is done. A driver that does not answer just when a node starts would know nothing of it later, when it is to be scaled.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use crate::config::model::{Config, Driver, ProcessDriver};
 use crate::controller::effects::{Hands, ZoneDriver};
 use crate::controller::view::ResourceView;
 use crate::drivers::Operation;
+use crate::drivers::ledger::Ledger;
 use crate::drivers::process::cluster::Cluster;
 use crate::lock::lock;
 
@@ -92,8 +94,8 @@ impl Adoption {
         matches!(self.driver.does.provisioned(), Ok(true))
     }
 
-    /// The database that its driver would make.
-    fn cluster(&self) -> Option<Cluster> {
+    /// The database that its driver would make, and the driver's directory.
+    fn cluster(&self) -> Option<(Cluster, PathBuf)> {
         let settings = self.hands.settings();
         let name = settings.placements.get(&*self.zone.0)?.driver.as_ref()?;
         made_by(self.config.drivers.get(name)?)
@@ -121,8 +123,9 @@ impl Adoption {
     }
 
     async fn adopt(&self, is_primary: bool) -> Result<(), String> {
-        if !self.was_primary {
-            self.cluster().as_ref().map_or(Ok(()), may_adopt)?;
+        if let Some((cluster, directory)) = self.cluster().filter(|_| !self.was_primary) {
+            let asked = tokio::task::spawn_blocking(move || may_adopt(&cluster, &directory));
+            asked.await.map_err(chain)??;
         }
         // An old primary has all of its workers until it has soaked.
         let is_full = is_primary || self.view.load().migration.is_some();
@@ -136,19 +139,23 @@ impl Adoption {
 }
 
 /// The database that this driver makes, if it makes one by itself.
-fn made_by(driver: &Driver) -> Option<Cluster> {
-    let Driver::Process(ProcessDriver { cluster: Some(cluster), .. }) = driver else { return None };
+fn made_by(driver: &Driver) -> Option<(Cluster, PathBuf)> {
+    let Driver::Process(ProcessDriver { cluster: Some(cluster), directory, .. }) = driver else {
+        return None;
+    };
     let (bin, data, listen) = (cluster.bin.clone(), cluster.data.clone(), cluster.listen);
-    Some(Cluster { bin, data, host: listen.ip().to_string(), port: listen.port() })
+    Some((Cluster { bin, data, host: listen.ip().to_string(), port: listen.port() }, directory.clone()))
 }
 
-/// A database that follows is not made anew beside itself.
-fn may_adopt(cluster: &Cluster) -> Result<(), String> {
-    if cluster.exists() {
+/// A database that follows is not made anew beside itself: one that is there, and neither runs nor was ever its driver's, was made in vain.
+fn may_adopt(cluster: &Cluster, directory: &Path) -> Result<(), String> {
+    let was_made =
+        || Ledger::read(directory).map(|ledger| ledger.is_some_and(|ledger| ledger.has_provisioned()));
+    if cluster.exists() && (matches!(cluster.running(), Ok(true)) || was_made().map_err(chain)?) {
         return Ok(());
     }
     Err(format!(
-        "a process driver takes over no database that it did not make, and {} holds none: name a driver without cluster, or have the shadow made \
+        "a process driver takes over no database that it did not make, and {} holds none that runs: name a driver without cluster, or have the shadow made \
          anew (godwit shadow disable, then enable)",
         cluster.data.display()
     ))
@@ -183,11 +190,17 @@ mod tests {
             })
         };
         assert!(made_by(&driver(None)).is_none(), "workers alone");
-        let cluster = made_by(&driver(Some(cluster))).expect("it makes one");
-        let why = may_adopt(&cluster).expect_err("there is none");
+        let (cluster, directory) = made_by(&driver(Some(cluster))).expect("it makes one");
+        let why = may_adopt(&cluster, &directory).expect_err("there is none");
         assert!(why.contains(&data.display().to_string()), "{why}");
         std::fs::create_dir(&data).expect("made");
         std::fs::write(data.join("godwit.ready"), "").expect("written");
-        assert_eq!(may_adopt(&cluster), Ok(()));
+        std::fs::create_dir(&directory).expect("made");
+        let mut ledger = Ledger::new();
+        ledger.write(&directory).expect("written");
+        may_adopt(&cluster, &directory).expect_err("an attempt to take over that failed leaves so much");
+        ledger.note("op", crate::drivers::Action::Provision, 1);
+        ledger.write(&directory).expect("written");
+        assert_eq!(may_adopt(&cluster, &directory), Ok(()));
     }
 }

@@ -211,6 +211,8 @@ impl ProcessProvisioning {
             if let (Action::Provision, Some(settings)) = (action, &shared.settings.cluster) {
                 if ledger.capacity.is_some() {
                     cluster_of(settings).check_there()?;
+                } else {
+                    check_free(settings).await?;
                 }
                 start_cluster(settings, settings::lines(&wanted.settings)).await?;
                 match shared.prepare_database(settings).await {
@@ -574,6 +576,21 @@ pub(crate) fn cluster_of(settings: &ProcessCluster) -> Cluster {
     }
 }
 
+/// Refuses where another database answers in the place of this cluster: one that is made beside it would be started there as soon as
+/// that one is away.
+async fn check_free(settings: &ProcessCluster) -> Result<(), DriverError> {
+    if !connects(settings.listen).await {
+        return Ok(());
+    }
+    let cluster = cluster_of(settings);
+    let runs = tokio::task::spawn_blocking(move || cluster.running()).await;
+    if runs.map_err(|join| io("run a database program".into(), std::io::Error::other(join)))?? {
+        return Ok(());
+    }
+    let why = format!("something answers there, and it is no cluster in {}", settings.data.display());
+    Err(DriverError::NotOurs { what: settings.listen.to_string(), why })
+}
+
 /// Makes it with these lines of configuration where there is none yet: nobody gets into that before it is restricted.
 async fn start_cluster(settings: &ProcessCluster, lines: String) -> Result<(), DriverError> {
     let (cluster, trusted) = (cluster_of(settings), settings.trusted.clone());
@@ -618,28 +635,45 @@ mod tests {
     use super::*;
     use crate::config::model::Trusted;
 
+    /// One without programs, whose database is to listen there.
+    fn driver(home: &Path, listen: SocketAddr) -> ProcessProvisioning {
+        ProcessProvisioning::new(ProcessDriver {
+            directory: home.join("driver"),
+            argv: Vec::new(),
+            listen: vec![listen],
+            service_dsn: String::new(),
+            environment: std::collections::BTreeMap::new(),
+            ready: "/healthz".into(),
+            cluster: Some(ProcessCluster {
+                bin: home.join("bin"),
+                data: home.join("volume/data"),
+                listen,
+                trusted: Trusted::All,
+                logins: Vec::new(),
+                verifiers: Vec::new(),
+            }),
+        })
+    }
+
+    #[tokio::test]
+    async fn none_is_made_where_another_database_answers() {
+        let home = tempfile::tempdir().unwrap();
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let driver = driver(home.path(), other.local_addr().unwrap());
+        for _ in 0..2 {
+            let refused = driver.adopt(&"adopt".into(), 0).await.unwrap_err();
+            assert_eq!(refused.kind(), crate::drivers::DriverErrorKind::Refused, "{refused}");
+        }
+        assert!(!home.path().join("volume").exists(), "initdb was tried");
+        assert!(!driver.provisioned().unwrap());
+    }
+
     #[tokio::test]
     async fn a_cluster_whose_data_is_gone_is_not_made_anew() {
         let home = tempfile::tempdir().unwrap();
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let data = home.path().join("volume/data");
-        let bin = home.path().join("bin");
-        let driver = ProcessProvisioning::new(ProcessDriver {
-            directory: home.path().join("driver"),
-            argv: Vec::new(),
-            listen: vec![closed],
-            service_dsn: String::new(),
-            environment: std::collections::BTreeMap::new(),
-            ready: "/healthz".into(),
-            cluster: Some(ProcessCluster {
-                bin,
-                data: data.clone(),
-                listen: closed,
-                trusted: Trusted::All,
-                logins: Vec::new(),
-                verifiers: Vec::new(),
-            }),
-        });
+        let driver = driver(home.path(), closed);
         driver.shared.claim().unwrap();
         let mut ledger = Ledger::new();
         ledger.capacity = Some(0);
