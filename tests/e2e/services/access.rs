@@ -85,6 +85,16 @@ async fn nobody_is_the_superuser_of_a_driver_s_cluster_because_he_says_so() -> R
     as_superuser(&cluster, "CREATE ROLE late LOGIN").await?;
     driver.status().await?;
     assert!(gets_in(&settings, "late", Some("riser")).await?, "a role that came later");
+
+    // What a person gives the superuser is his, where the configuration says it, too.
+    as_superuser(&cluster, "ALTER ROLE postgres PASSWORD 'byhand'").await?;
+    let refused = driver.provision(&"op-3".into(), &0.into()).await.unwrap_err();
+    assert!(refused.to_string().contains("cannot prepare"), "{refused}");
+    let made = settings.cluster.as_mut().context("a cluster")?;
+    made.logins.push(format!("postgres://{SUPERUSER}:byhand@{}/orders", made.listen).parse()?);
+    let driver = ProcessProvisioning::new(settings.clone());
+    driver.provision(&"op-3".into(), &0.into()).await?;
+    assert_eq!(cluster.superuser_password().as_deref(), Some("byhand"));
     driver.deprovision(&"op-4".into()).await?;
     Ok(())
 }

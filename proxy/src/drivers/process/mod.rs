@@ -14,6 +14,8 @@ use async_trait::async_trait;
 use replicator::postgres::{Dsn, quote_literal};
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio_postgres::NoTls;
+use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
 use self::cluster::{Cluster, ClusterError};
@@ -524,7 +526,14 @@ impl Shared {
         if let Some(password) = &known {
             administrator.password(password);
         }
-        let (client, connection) = administrator.connect(tokio_postgres::NoTls).await.map_err(failed)?;
+        let mut connected = administrator.connect(NoTls).await;
+        if let (Err(error), Some(given)) = (&connected, &made)
+            && error.code() == Some(&SqlState::INVALID_PASSWORD)
+        {
+            // It may have that one already: a person gave it, or a crash came before it was written down.
+            connected = administrator.password(given).connect(NoTls).await;
+        }
+        let (client, connection) = connected.map_err(failed)?;
         let connection = tokio::spawn(connection);
         let make = async {
             // Whatever the primary's settings say: it is what they are asked for by.
