@@ -12,14 +12,15 @@ use super::retirement::Aside;
 use super::{Denied, Persist};
 use crate::clock;
 use crate::config::model::Resource;
+use crate::drivers::SET_BY_ANOTHER;
 use crate::lock::lock;
 use crate::telemetry::metrics as telemetry;
 
 /// Keys of the tasks that bring workers to their numbers.
 const ADJUST: &str = "adjust";
 pub(super) const ADJUST_SHADOW: &str = "adjust_shadow";
-/// Between two times that a primary's driver is asked for the workers that it should have.
-const FILL: Duration = Duration::from_secs(20);
+/// Between two times that a primary's driver is asked for the workers that it should have: at first, and at most.
+const FILL: (Duration, Duration) = (Duration::from_secs(20), Duration::from_mins(5));
 /// How long a shadow may have more workers than it should: they may be ending, and its driver is asked every few seconds.
 const CROWDED: Duration = Duration::from_secs(20);
 
@@ -83,13 +84,17 @@ pub(super) struct Staff {
     generation: Option<Generation>,
     /// Its driver has given it all that it should have.
     is_whole: bool,
-    /// When that was last asked for, beside the takeover.
+    /// When that was last asked for, beside the takeover, or last refused.
     asked: Option<Instant>,
+    /// How often.
+    times: u32,
+    /// Something else decides how many there are.
+    is_contested: bool,
 }
 
 impl Staff {
     pub(super) fn of(generation: Generation, is_whole: bool) -> Self {
-        Self { generation: Some(generation), is_whole, asked: None }
+        Self { generation: Some(generation), is_whole, ..Self::default() }
     }
 
     fn lacks(&self, generation: Generation) -> bool {
@@ -98,11 +103,22 @@ impl Staff {
 
     /// Whether its driver is to be asked for the rest now.
     fn is_due(&mut self, now: Instant) -> bool {
-        let due = !self.is_whole && self.asked.is_none_or(|asked| now.duration_since(asked) >= FILL);
+        let doublings = self.times.saturating_sub(1).min(8);
+        let pause = (FILL.0 * 2_u32.pow(doublings)).min(FILL.1);
+        let over = self.asked.is_none_or(|asked| now.duration_since(asked) >= pause);
+        let due = over && !self.is_whole && !self.is_contested;
         if due {
-            self.asked = Some(now);
+            (self.asked, self.times) = (Some(now), self.times.saturating_add(1));
         }
         due
+    }
+
+    /// It did not give them, and said why.
+    fn is_refused(&mut self, generation: Generation, why: &str, now: Instant) {
+        if self.lacks(generation) {
+            self.asked = Some(now);
+            self.is_contested |= why.contains(SET_BY_ANOTHER);
+        }
     }
 
     fn is_filled_up(&mut self, generation: Generation) {
@@ -220,6 +236,9 @@ impl Machine {
                 }
                 Err(why) => {
                     tracing::warn!(resource = %state.resource, %zone, %why, "workers could not be adjusted");
+                    if capacity == Capacity::Full {
+                        lock(&hands.staff).is_refused(state.generation, &why, clock::monotonic());
+                    }
                     hands.report(None, Event::EffectFailed { effect: key, why });
                 }
             }
@@ -228,7 +247,8 @@ impl Machine {
     }
 
     /// A primary that took over with fewer workers than it should have is given the rest: its driver may have refused, or this process
-    /// may not have been there to ask. Once: what becomes of them then is left as it is.
+    /// may not have been there to ask. Ever more rarely while that fails, and once: what becomes of them then is left as it is, and so are
+    /// they where something else sets their number.
     fn fill_up(&mut self) {
         if self.state.run.is_some() || self.is_running(ADJUST) {
             return;
@@ -253,9 +273,15 @@ impl Machine {
     /// That a primary took over with too few workers, in words.
     pub(super) fn lacks_workers(&self) -> Option<String> {
         let primary = &self.state.primary;
-        lock(&self.hands.staff).lacks(self.state.generation).then(|| {
+        let staff = lock(&self.hands.staff);
+        staff.lacks(self.state.generation).then(|| {
             let full = self.hands.workers(primary, Capacity::Full);
-            format!("{primary} took over with too few workers: its driver is asked for {full}")
+            let asked = if staff.is_contested {
+                format!("{SET_BY_ANOTHER}, and its driver is not asked again for {full}")
+            } else {
+                format!("its driver is asked for {full}")
+            };
+            format!("{primary} took over with too few workers: {asked}")
         })
     }
 
@@ -434,9 +460,32 @@ mod tests {
         assert!(staff.is_due(begin));
         staff.is_filled_up(other);
         assert!(!staff.is_due(begin), "it was asked just now");
-        assert!(staff.is_due(begin + FILL), "that was refused");
+        assert!(staff.is_due(begin + FILL.0), "that was refused");
         staff.is_filled_up(generation);
-        assert!(!staff.lacks(generation) && !staff.is_due(begin + 2 * FILL));
+        assert!(!staff.lacks(generation) && !staff.is_due(begin + 2 * FILL.1));
+    }
+
+    #[test]
+    fn a_driver_that_cannot_give_the_rest_is_asked_ever_more_rarely() {
+        let generation = Generation(7);
+        let mut staff = Staff::of(generation, false);
+        let mut now = clock::monotonic();
+        for pause in [0, 20, 40, 80, 160, 300, 300] {
+            let pause = Duration::from_secs(pause);
+            if !pause.is_zero() {
+                assert!(!staff.is_due(now + pause - Duration::from_secs(1)), "{pause:?}");
+            }
+            now += pause;
+            assert!(staff.is_due(now), "{pause:?}");
+            // The pause begins when that is known.
+            now += Duration::from_secs(100);
+            staff.is_refused(generation, "no room", now);
+        }
+        let why = format!("the driver far: {SET_BY_ANOTHER} to 2 while scale wants 3: an autoscaler?");
+        staff.is_refused(Generation(8), &why, now);
+        assert!(!staff.is_contested, "of another generation");
+        staff.is_refused(generation, &why, now);
+        assert!(staff.lacks(generation) && !staff.is_due(now + 2 * FILL.1), "that is the other's to say");
     }
 
     #[test]

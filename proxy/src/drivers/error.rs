@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use super::process;
 
+/// So a driver's error says that somebody else decides about workers.
+pub const SET_BY_ANOTHER: &str = "something else set the replicas";
+
 /// What to do about a [`DriverError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DriverErrorKind {

@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 
 use super::contract::{Outcome, Placement, Request, outside};
 use super::outside::{Carrier, Outside};
-use super::{DriverError, DriverErrorKind};
+use super::{DriverError, DriverErrorKind, SET_BY_ANOTHER};
 use crate::config::model::{KubernetesDriver, WorkloadKind};
 
 /// Says whom an object serves.
@@ -178,7 +178,7 @@ impl Kubernetes {
                 return Err(outside(
                     DriverErrorKind::Failed,
                     format!(
-                        "{}: something else set the replicas to {other} while {} wants {workers}: an autoscaler?",
+                        "{}: {SET_BY_ANOTHER} to {other} while {} wants {workers}: an autoscaler?",
                         self.name(),
                         request.verb
                     ),

@@ -30,7 +30,7 @@ pub mod outside;
 pub mod process;
 pub mod webhook;
 
-pub use error::{DriverError, DriverErrorKind, UnreadyWorker};
+pub use error::{DriverError, DriverErrorKind, SET_BY_ANOTHER, UnreadyWorker};
 pub use ledger::Action;
 
 /// How long an operation may take unless it says otherwise.
