@@ -375,7 +375,7 @@ impl Hands {
         self.databases.get(&zone.0, Purpose::Control).await.map_err(chain)
     }
 
-    fn driver(&self, zone: &Zone) -> Option<&ZoneDriver> {
+    pub(super) fn driver(&self, zone: &Zone) -> Option<&ZoneDriver> {
         self.drivers.get(&*zone.0)
     }
 
