@@ -38,6 +38,8 @@ mod workers;
 /// Superuser of the clusters that [`Cluster::init`] makes.
 const SUPERUSER: &str = "postgres";
 const CONNECT: Duration = Duration::from_secs(1);
+/// How long the database's server may take to let the superuser in, and then to do what is asked of it.
+const PREPARES: Duration = Duration::from_secs(30);
 /// How often an operation that waits for workers starts what died meanwhile.
 const MEND: Duration = Duration::from_secs(2);
 /// What workers and PostgreSQL get of this process' environment: what programs are found, read and written by.
@@ -443,6 +445,7 @@ impl Shared {
             }
             _ => false,
         };
+        let mended = workers.mend(capacity as usize)?;
         if let Some(settings) = &self.settings.cluster {
             let why = self.restrict(settings).await.err().map(crate::causes::chain);
             let mut told = lock(&self.still_open);
@@ -453,7 +456,7 @@ impl Shared {
                 *told = why;
             }
         }
-        Ok(Mended { workers: workers.mend(capacity as usize)?, database })
+        Ok(Mended { workers: mended, database })
     }
 
     /// How the service logs in; none: the driver does not know.
@@ -526,12 +529,18 @@ impl Shared {
         if let Some(password) = &known {
             administrator.password(password);
         }
-        let mut connected = administrator.connect(NoTls).await;
+        // Of a server that is stopped the kernel still accepts connections.
+        let late = |_: tokio::time::error::Elapsed| {
+            io("prepare the database".into(), std::io::ErrorKind::TimedOut.into())
+        };
+        let connects = tokio::time::timeout(PREPARES, administrator.connect(NoTls));
+        let mut connected = connects.await.map_err(late)?;
         if let (Err(error), Some(given)) = (&connected, &made)
             && error.code() == Some(&SqlState::INVALID_PASSWORD)
         {
             // It may have that one already: a person gave it, or a crash came before it was written down.
-            connected = administrator.password(given).connect(NoTls).await;
+            let connects = administrator.password(given).connect(NoTls);
+            connected = tokio::time::timeout(PREPARES, connects).await.map_err(late)?;
         }
         let (client, connection) = connected.map_err(failed)?;
         let connection = tokio::spawn(connection);
@@ -539,7 +548,7 @@ impl Shared {
             // Whatever the primary's settings say: it is what they are asked for by.
             client.batch_execute("SET password_encryption = 'scram-sha-256'").await?;
             // The other side may be away, whom commits wait for.
-            client.batch_execute("SET synchronous_commit = local").await?;
+            client.batch_execute("SET synchronous_commit = local; SET lock_timeout = '5s'").await?;
             let mut are_there = true;
             for login in given_to {
                 are_there &= logins::give_password(&client, login).await?;
@@ -557,11 +566,14 @@ impl Shared {
             }
             Ok::<_, tokio_postgres::Error>((are_there, made, shut_out))
         };
-        let done = make.await.map_err(failed);
+        // Cut off, it is done again: a superuser's password that is not known yet closes nothing.
+        let done = tokio::time::timeout(PREPARES, make).await;
         drop(client);
         // Ends with the client; a late error of a connection that is no longer needed says nothing.
-        let _ = connection.await;
-        let (are_there, made, shut_out) = done?;
+        if done.is_ok() {
+            let _ = connection.await;
+        }
+        let (are_there, made, shut_out) = done.map_err(late)?.map_err(failed)?;
         self.have_passwords.store(are_there, Ordering::Relaxed);
         let closes = shut_out.is_none();
         blocking(move || {
