@@ -433,8 +433,8 @@ impl upgrade::Node for Settling {
         self.changes.busy()
     }
 
-    fn leave(&self) {
-        self.changes.leave();
+    fn end_sessions(&self) {
+        self.changes.end_sessions();
     }
 
     fn sessions(&self) -> usize {

@@ -6,7 +6,7 @@
 //!         → answers say `Connection: close`, for as long as connections are kept, at most [`FAREWELL`]
 //!         → controllers, streams, admin, history end; requests go on being served, they need none of these
 //!         → sockets: accepted from no more; connections wait in the kernel ([`Sockets`]), HTTP/2 is told GOAWAY
-//!         → the requests in flight end, and so do sessions of PostgreSQL with the transaction that they have open, within [`DRAIN`]
+//!         → the requests in flight end, within [`DRAIN`], and sessions of PostgreSQL with the transaction that they have open, within [`SESSIONS`]
 //!         → execve(2): same process, same sockets; the journal's lock goes with the old program
 //! ```
 //!
@@ -42,6 +42,8 @@ use crate::leading::Anew;
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How long the requests in flight may take to end; what comes meanwhile waits as long.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long transactions that are open may take to end; everybody else waits meanwhile.
+const SESSIONS: Duration = Duration::from_secs(2);
 /// How often they are looked at.
 const LOOK: Duration = Duration::from_millis(5);
 /// Names the process whose standard input has the sockets: its children are not meant.
@@ -77,7 +79,7 @@ pub trait Node: Send + Sync {
     /// Requests in flight, and connections whose first has not come yet.
     fn in_flight(&self) -> usize;
     /// Has sessions end, each when it has no transaction open.
-    fn leave(&self);
+    fn end_sessions(&self);
     /// Sessions that are there.
     fn sessions(&self) -> usize;
 }
@@ -263,14 +265,17 @@ impl Signals {
         self.node.settle().await;
         let ended = async {
             self.sockets.close().await;
-            self.node.leave();
-            self.idle().await;
-            while self.node.sessions() > 0 {
-                tokio::time::sleep(LOOK).await;
-            }
+            self.node.end_sessions();
+            let sessions = async {
+                while self.node.sessions() > 0 {
+                    tokio::time::sleep(LOOK).await;
+                }
+            };
+            let _ = tokio::join!(self.idle(), tokio::time::timeout(SESSIONS, sessions));
         };
-        if tokio::time::timeout(DRAIN, ended).await.is_err() {
-            let (requests, sessions) = (self.node.in_flight(), self.node.sessions());
+        let _ = tokio::time::timeout(DRAIN, ended).await;
+        let (requests, sessions) = (self.node.in_flight(), self.node.sessions());
+        if requests + sessions > 0 {
             tracing::warn!(requests, sessions, "what did not end in time is cut off");
         }
         self.upgrade.begun.store(true, Ordering::Release);
@@ -343,7 +348,7 @@ mod tests {
             0
         }
 
-        fn leave(&self) {}
+        fn end_sessions(&self) {}
 
         fn sessions(&self) -> usize {
             0

@@ -321,7 +321,7 @@ pub struct PostgresFront {
 /// Connections to the database that clients share, each for a transaction at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PostgresPool {
-    /// Connections for each role (and `options` of the startup packet).
+    /// Connections for each role.
     pub size: usize,
     /// How long a client may wait for one.
     pub wait: Duration,

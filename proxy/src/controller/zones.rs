@@ -111,7 +111,7 @@ pub fn choice(
 ) -> ChoiceView {
     let zones: Vec<_> = config.zones.iter().collect();
     let costs = costs(&zones, &view.primary, resource, |zone| feeds.cost(&resource.name, zone, now));
-    let candidate = |((name, zone), cost)| Candidate {
+    let candidate = |((name, zone), cost): ((&String, &Zone), Fact<f64>)| Candidate {
         place: place(name, zone),
         latency_ms: latency(name, view),
         spikes_per_day: spikes_per_day(name, spikes),

@@ -144,8 +144,8 @@ impl Changes {
     }
 
     /// Has sessions of PostgreSQL fronts end, each when it has no transaction open.
-    pub fn leave(&self) {
-        self.fronts.leave();
+    pub fn end_sessions(&self) {
+        self.fronts.end_sessions();
     }
 
     /// Connections of clients to PostgreSQL fronts.

@@ -197,13 +197,13 @@ impl Fronts {
     }
 
     /// Has sessions of PostgreSQL fronts end, each when it has no transaction open.
-    pub fn leave(&self) {
-        self.state().postgres().for_each(|front| front.leave());
+    pub fn end_sessions(&self) {
+        self.state().postgres().for_each(PostgresFront::leave);
     }
 
     /// Connections of clients to PostgreSQL fronts.
     pub fn sessions(&self) -> usize {
-        self.state().postgres().map(|front| front.sessions()).sum()
+        self.state().postgres().map(PostgresFront::sessions).sum()
     }
 
     /// Has what the access logs keep written, each within `patience`.

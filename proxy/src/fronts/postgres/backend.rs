@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use replicator::postgres::{Dialed, Dsn, Socket, dial};
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 use tokio_postgres::config::ChannelBinding;
 
 use super::protocol::frame::{Framer, HEADER, Piece};
@@ -432,6 +432,18 @@ impl Backend {
             }
         }
         true
+    }
+
+    /// Says goodbye and waits until it is gone, at most a second: another one takes its place at the server.
+    pub(super) async fn end(mut self) {
+        let mut out = Vec::new();
+        message::terminate(&mut out);
+        let ended = async {
+            self.talk().send(&out).await?;
+            while self.socket.read(&mut [0; 512]).await? > 0 {}
+            Ok::<_, io::Error>(())
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(1), ended).await;
     }
 
     /// Says goodbye; nobody waits for more.

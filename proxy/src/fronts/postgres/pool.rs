@@ -212,7 +212,7 @@ impl Shelf {
     /// closed.
     pub(super) async fn make_room(&self) {
         if let Some(lying) = self.surplus() {
-            lying.backend.close().await;
+            lying.backend.end().await;
         }
     }
 

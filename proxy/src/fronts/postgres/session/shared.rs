@@ -229,7 +229,12 @@ impl Session {
             !name.contains(&b'.') || custom.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
         };
         let there = |name: &[u8]| share.on.settings.iter().any(|(known, _)| known.eq_ignore_ascii_case(name));
-        let reset = profile.settings.iter().filter(|(name, _)| is_known(name) && !there(name));
+        // Who it is now is not among what is set there.
+        let is_who = |name: &[u8]| {
+            [&b"role"[..], b"session_authorization"].iter().any(|who| name.eq_ignore_ascii_case(who))
+        };
+        let lacks = |name: &[u8]| is_known(name) && !there(name) && !is_who(name);
+        let reset = profile.settings.iter().filter(|(name, _)| lacks(name));
         let reset = State { settings: reset.cloned().collect(), ..State::default() };
         if !reset.is_empty() {
             let Some(mut backend) = self.lend() else { return Err(End::Fault(self.lost())) };
