@@ -315,7 +315,11 @@ mod tests {
         let costly = "near: { cost: 1.60/h }, far: { cost: 1.60/h }, us: { cost: 1.60/h } }";
         let text = samples::ORDERS.replacen("near: {}, far: {} }", costly, 1);
         let file = samples::write(folder.path(), &text);
-        std::fs::write(folder.path().join("policies/p.yaml"), "zones: { deny: [us] }\n").expect("write");
+        std::fs::write(
+            folder.path().join("policies/p.yaml"),
+            "shadow: { zones: { deny: [us], min_distance_km: 0, same_grid: true } }\n",
+        )
+        .expect("write");
         let config = load(&file).expect("valid");
         let resource = &config.resources["orders"];
         let zones: Vec<_> = config.zones.iter().collect();
