@@ -2,7 +2,7 @@
 //!
 //! A client names its statements as it likes and expects to find them for as long as its session lasts; the connection that it
 //! has for this transaction may never have seen them. So each text gets a name of ours, the same for every client of the front that has
-//! it read by the same settings ([`names::READ_BY`]: a time zone is in what became of its constants), and the client's messages are rewritten to it.
+//! it read by the same settings (`READ_BY` of `names`: a time zone is in what became of its constants), and the client's messages are rewritten to it.
 //! What was prepared while a transaction may have had others is not used when that is over. Where the connection lacks the statement, a Parse goes before the message that needs
 //! it, and its answer is taken out again. Nothing is answered here: what a client asked for, the server has looked at.
 //!
