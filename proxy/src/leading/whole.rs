@@ -1,6 +1,6 @@
 //! Tests with controllers that run, of services without a database.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -367,9 +367,7 @@ fn the_freezes_of_a_policy_that_waits_count_and_are_not_called_applied() {
 #[test]
 fn requests_go_to_where_the_driver_says_by_now_that_the_primary_is() {
     let folder = tempfile::tempdir().unwrap();
-    let known = Endpoint { http: vec!["127.0.0.1:6".into()], dsn: None };
-    let made = Made { capacity: Some(1), endpoint: Some(known), driver: None };
-    made.keep(&ledger_directory(&folder.path().join("state"), "shop", "far")).unwrap();
+    made_far(folder.path(), None);
     // It says so as soon as it may.
     let driver = "until [ -e \"$0.go\" ]; do sleep 0.01; done\n\
                   echo '{\"result\": {\"ready\": 1, \"capacity\": 1, \"database\": true, \"http\": [\"127.0.0.1:7\"]}}'\n";
@@ -381,12 +379,18 @@ fn requests_go_to_where_the_driver_says_by_now_that_the_primary_is() {
     whole.until("it is elsewhere", |_| upstreams() == ["127.0.0.1:7".parse().unwrap()]);
 }
 
+/// Notes that a driver has made what runs in `far`; where.
+fn made_far(folder: &Path, driver: Option<Maker>) -> PathBuf {
+    let ledger = ledger_directory(&folder.join("state"), "shop", "far");
+    let known = Endpoint { http: vec!["127.0.0.1:6".into()], dsn: None };
+    Made { capacity: Some(1), endpoint: Some(known), driver }.keep(&ledger).unwrap();
+    ledger
+}
+
 #[test]
 fn a_primarys_driver_that_fails_at_the_start_is_asked_again() {
     let folder = tempfile::tempdir().unwrap();
-    let known = Endpoint { http: vec!["127.0.0.1:6".into()], dsn: None };
-    let made = Made { capacity: Some(1), endpoint: Some(known), driver: None };
-    made.keep(&ledger_directory(&folder.path().join("state"), "shop", "far")).unwrap();
+    made_far(folder.path(), None);
     let driver = "[ -e \"$0.go\" ] || { echo '{\"error\": {\"kind\": \"failed\", \"message\": \"not now\"}}'; exit; }\n\
                   echo '{\"result\": {\"ready\": 1, \"capacity\": 1, \"database\": true, \"http\": [\"127.0.0.1:7\"]}}'\n";
     let policy =
@@ -424,11 +428,7 @@ fn a_shadow_that_followed_before_it_had_a_driver_is_scaled_for_a_move() {
 #[test]
 fn a_shadow_that_another_driver_made_is_not_moved_to() {
     let folder = tempfile::tempdir().unwrap();
-    let known = Endpoint { http: vec!["127.0.0.1:6".into()], dsn: None };
-    let driver = Some(Maker { name: "cloud".into(), kind: "webhook".into() });
-    let made = Made { capacity: Some(1), endpoint: Some(known), driver };
-    let ledger = ledger_directory(&folder.path().join("state"), "shop", "far");
-    made.keep(&ledger).unwrap();
+    let ledger = made_far(folder.path(), Some(Maker { name: "cloud".into(), kind: "webhook".into() }));
     let driver = "read -r request\necho \"$request\" >> \"$0.log\"\n\
                   echo '{\"result\": {\"ready\": 1, \"capacity\": 1, \"database\": true, \"http\": [\"127.0.0.1:7\"]}}'\n";
     let policy = "mode: observe\nscore: { step: 200ms, horizon: 10s, sustain: 1s }\n";
@@ -519,9 +519,7 @@ fn a_primary_that_took_over_as_small_as_a_shadow_grows() {
     let states = folder.path().join("state");
     let state = State { phase: Phase::Shadowing, ..at("far", "near", 2) };
     Journal::open(&states).unwrap().note_lost(&state, clock::now()).unwrap();
-    let known = Endpoint { http: vec!["127.0.0.1:6".into()], dsn: None };
-    let made = Made { capacity: Some(1), endpoint: Some(known), driver: None };
-    made.keep(&ledger_directory(&states, "shop", "far")).unwrap();
+    made_far(folder.path(), None);
     let driver = "read -r request\n\
                   case \"$request\" in\n\
                   *'\"scale\"'*) until [ -e \"$0.go\" ]; do sleep 0.01; done; touch \"$0.done\" ;;\n\

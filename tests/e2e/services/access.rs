@@ -39,14 +39,19 @@ async fn as_superuser(cluster: &Cluster, statement: &str) -> Result<()> {
     Ok(connection.await??)
 }
 
+/// Makes it as an earlier version did.
+fn leave_open(cluster: &Cluster) -> Result<()> {
+    cluster.init("fsync = off\n")?;
+    Ok(std::fs::remove_file(cluster.data.join("godwit.superuser"))?)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_is_the_superuser_of_a_driver_s_cluster_because_he_says_so() -> Result<()> {
     let home = directory()?;
     let mut settings = settings(home.path(), 1, &zone::free_ports(2)?)?;
     let cluster = cluster_of(&settings)?;
     // As an earlier version left one: open, and running.
-    cluster.init("fsync = off\n")?;
-    std::fs::remove_file(cluster.data.join("godwit.superuser"))?;
+    leave_open(&cluster)?;
     let driver = ProcessProvisioning::new(settings.clone());
     let _cleanup = Cleanup(driver.clone());
     cluster.start()?;
@@ -105,8 +110,7 @@ async fn a_cluster_stays_open_where_a_password_would_shut_somebody_out() -> Resu
     let mut settings = settings(home.path(), 1, &zone::free_ports(2)?)?;
     let cluster = cluster_of(&settings)?;
     // As an earlier version left one, where nobody was ever asked for a password.
-    cluster.init("fsync = off\n")?;
-    std::fs::remove_file(cluster.data.join("godwit.superuser"))?;
+    leave_open(&cluster)?;
     cluster.start()?;
     as_superuser(&cluster, "CREATE ROLE orders_app LOGIN PASSWORD 'another'; CREATE ROLE ann LOGIN").await?;
     let key = "A".repeat(43);

@@ -436,10 +436,8 @@ impl Backend {
 
     /// Says goodbye and waits until it is gone, at most a second: another one takes its place at the server.
     pub(super) async fn end(mut self) {
-        let mut out = Vec::new();
-        message::terminate(&mut out);
         let ended = async {
-            self.talk().send(&out).await?;
+            self.say_goodbye().await?;
             while self.socket.read(&mut [0; 512]).await? > 0 {}
             Ok::<_, io::Error>(())
         };
@@ -448,10 +446,14 @@ impl Backend {
 
     /// Says goodbye; nobody waits for more.
     pub(super) async fn close(mut self) {
+        // It ends with its socket anyway.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.say_goodbye()).await;
+    }
+
+    async fn say_goodbye(&mut self) -> io::Result<()> {
         let mut out = Vec::new();
         message::terminate(&mut out);
-        // It ends with its socket anyway.
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.talk().send(&out)).await;
+        self.talk().send(&out).await
     }
 
     /// A message that may come at any time; its type if this is none.

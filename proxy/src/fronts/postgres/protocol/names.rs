@@ -35,6 +35,11 @@ pub fn is_read_by(name: &[u8]) -> bool {
     READ_BY.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
 }
 
+/// Whether the setting of this name says who a session is.
+pub fn is_who(name: &[u8]) -> bool {
+    ["role", "session_authorization"].iter().any(|who| name.eq_ignore_ascii_case(who.as_bytes()))
+}
+
 /// Whether a statement may set what texts are read by, for its transaction or longer. One that only looks so counts, too.
 pub fn rereads(statement: &[u8]) -> bool {
     let text = &statement[..statement.len().min(LOOK)];

@@ -580,8 +580,7 @@ fn own(dsn: &Dsn, client: &Identity) -> Identity {
     let set = set.into_iter().flatten().chain(others);
     parameters.extend(set.filter(|(name, _)| {
         let own = OWN.iter().any(|(own, _)| name.eq_ignore_ascii_case(own));
-        let who = ["role", "session_authorization"].iter().any(|who| name.eq_ignore_ascii_case(who));
-        !own && !who && !name.starts_with("_pq_.")
+        !own && !names::is_who(name.as_bytes()) && !name.starts_with("_pq_.")
     }));
     Identity { user: dsn.get_user().unwrap_or_default().to_owned(), parameters, secret }
 }

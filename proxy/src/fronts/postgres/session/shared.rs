@@ -230,10 +230,7 @@ impl Session {
         };
         let there = |name: &[u8]| share.on.settings.iter().any(|(known, _)| known.eq_ignore_ascii_case(name));
         // Who it is now is not among what is set there.
-        let is_who = |name: &[u8]| {
-            [&b"role"[..], b"session_authorization"].iter().any(|who| name.eq_ignore_ascii_case(who))
-        };
-        let lacks = |name: &[u8]| is_known(name) && !there(name) && !is_who(name);
+        let lacks = |name: &[u8]| is_known(name) && !there(name) && !names::is_who(name);
         let reset = profile.settings.iter().filter(|(name, _)| lacks(name));
         let reset = State { settings: reset.cloned().collect(), ..State::default() };
         if !reset.is_empty() {
