@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use migration::aftermath::Aftermath;
-use migration::cutover::{Effect, Event, Limits, Outcome, Phase, Refused, Run, State, Trigger, step};
+use migration::cutover::{
+    Effect, Event, Limits, Outcome, Phase, Refused, Run, State, Trigger, Unwritten, step,
+};
 use migration::decide::decide;
 use migration::report::{DecisionReport, Verdict};
 use migration::units::{Timestamp, Zone};
@@ -112,8 +114,7 @@ pub struct Machine {
     /// Counts the steps.
     pub(super) paced: Steady,
     journal_fails: Option<String>,
-    /// Facts that the journal could not take, and that nobody will tell again.
-    unwritten: Vec<Event>,
+    unwritten: Unwritten,
     pub(super) retiring: Retiring,
     pub(super) asides: mpsc::UnboundedSender<Aside>,
     said_aside: mpsc::UnboundedReceiver<Aside>,
@@ -184,7 +185,7 @@ impl Machine {
             last_step: clock::monotonic(),
             paced: Steady::begin(),
             journal_fails: None,
-            unwritten: Vec::new(),
+            unwritten: Unwritten::default(),
             retiring,
             asides,
             said_aside,
@@ -310,7 +311,7 @@ impl Machine {
     }
 
     fn tick(&mut self) {
-        for event in std::mem::take(&mut self.unwritten) {
+        for event in self.unwritten.take() {
             self.take(event);
         }
         if self.state.run.is_none() {
@@ -337,6 +338,9 @@ impl Machine {
     /// One event through the machine. The new state is durable before any effect of it starts.
     pub(super) fn take(&mut self, event: Event) {
         let name = event.name();
+        if self.unwritten.forbids(&event) {
+            return tracing::debug!(event = name, "the gate was opened again meanwhile");
+        }
         // A migration has a clock of its own, also one that ends the soak of the last one.
         let begins = matches!(event, Event::MigrateRequested { .. } | Event::TakeOverRequested { .. });
         let steady = Steady::begin();
@@ -448,24 +452,12 @@ impl Machine {
     /// The journal cannot be written: nothing new is done. A gate that closed before any fence opens again at once. What
     /// happened is not told again: it is tried once more, or, where time presses, the run is undone.
     fn journal_failed(&mut self, why: &str, event: Event) {
-        if (Phase::Armed..=Phase::Sequenced).contains(&self.state.phase) {
-            let by = format!("godwit, since the journal could not take {}", event.name());
-            self.unwritten = vec![Event::AbortRequested { by }];
-        } else if !matches!(
-            event,
-            Event::MigrateRequested { .. }
-                | Event::TakeOverRequested { .. }
-                | Event::AbortRequested { .. }
-                | Event::SoakFor { .. }
-                | Event::Tick
-        ) {
-            self.unwritten.push(event);
-        }
+        let opens = self.unwritten.failed(self.state.phase, event);
         if self.journal_fails.is_none() {
             tracing::error!(resource = %self.state.resource, %why, "the journal cannot be written: migrations stand still");
         }
         self.journal_fails = Some(why.to_owned());
-        if matches!(self.state.phase, Phase::Armed | Phase::Held) {
+        if opens {
             self.hands.open_gates();
         }
         self.publish();

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use migration::cutover::{Effect, Event, Limits, Phase, State, Trigger};
+use migration::cutover::{Effect, Event, Limits, State, Trigger, Unwritten};
 use migration::units::Zone;
 
 use crate::stream::Stream;
@@ -60,7 +60,7 @@ pub struct Node {
     /// What the last fence told: its generation, and the old primary's sequence.
     pub fenced: Option<(u64, u64)>,
     /// Facts that the journal could not take.
-    pub unwritten: Vec<Event>,
+    pub unwritten: Unwritten,
 }
 
 /// Zones `a` and `b` are databases 0 and 1.
@@ -102,7 +102,7 @@ impl Node {
             tasks: Vec::new(),
             streams: BTreeMap::new(),
             fenced: None,
-            unwritten: Vec::new(),
+            unwritten: Unwritten::default(),
             state,
         }
     }
@@ -120,13 +120,17 @@ impl Node {
         }
     }
 
-    /// Puts an effect on its way, unless the same one is.
+    /// Puts an effect on its way, unless the same one is: of the same run, but for streams.
     pub fn begin(&mut self, effect: Effect) {
         self.turn_gate(&effect);
-        if matches!(effect, Effect::CloseRun { .. }) || self.tasks.iter().any(|task| task.effect == effect) {
+        let task = Task { effect, state: self.state.clone(), stage: Stage::Sent, draining: false };
+        let same = |other: &Task| {
+            other.effect == task.effect && (task.effect.is_of_the_resource() || other.run() == task.run())
+        };
+        if matches!(task.effect, Effect::CloseRun { .. }) || self.tasks.iter().any(same) {
             return;
         }
-        self.tasks.push(Task { effect, state: self.state.clone(), stage: Stage::Sent, draining: false });
+        self.tasks.push(task);
     }
 
     /// An abort gives up everything but a fence, which goes on in the server, and the stream. Gives what may still be done.
@@ -140,15 +144,7 @@ impl Node {
 
     /// What the journal could not take, as the shell keeps it.
     pub fn journal_failed(&mut self, event: Event) {
-        if (Phase::Armed..=Phase::Sequenced).contains(&self.state.phase) {
-            self.unwritten = vec![Event::AbortRequested { by: "godwit".into() }];
-        } else if !matches!(
-            event,
-            Event::MigrateRequested { .. } | Event::AbortRequested { .. } | Event::Tick
-        ) {
-            self.unwritten.push(event);
-        }
-        if matches!(self.state.phase, Phase::Armed | Phase::Held) {
+        if self.unwritten.failed(self.state.phase, event) {
             self.turn_gate(&Effect::OpenGate);
         }
     }

@@ -129,6 +129,10 @@ impl World {
     /// One event through the machine, in the shell's order. The process may die on the way.
     fn take(&mut self, event: Event) {
         let Some(node) = &mut self.node else { return };
+        if node.unwritten.forbids(&event) {
+            self.count("what a reopened gate had told");
+            return;
+        }
         let Ok((next, effects)) = step(&node.state, event.clone(), Timestamp(self.now_ms)) else { return };
         let first = self.mistake == Some(Mistake::EffectsFirst);
         if first {
@@ -441,8 +445,7 @@ impl World {
         for stream in node.streams.values_mut() {
             stream.tick(now);
         }
-        let unwritten = std::mem::take(&mut node.unwritten);
-        for event in unwritten {
+        for event in node.unwritten.take() {
             self.take(event);
         }
         if self.node.as_ref().is_some_and(|node| node.state.run.is_some()) {

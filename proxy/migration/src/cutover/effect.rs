@@ -149,6 +149,12 @@ impl Effect {
         }
     }
 
+    /// Whether it is done for the resource, whatever migration wants it. Every other effect is of the migration that wants it, and of no
+    /// other one: two comparisons are not the same if two migrations want them.
+    pub fn is_of_the_resource(&self) -> bool {
+        matches!(self, Self::RunStream { .. })
+    }
+
     /// The name used in failures, logs and metrics.
     pub fn name(&self) -> &'static str {
         match self {

@@ -45,8 +45,10 @@ pub mod state;
 pub mod step;
 #[cfg(test)]
 mod tests;
+pub mod unwritten;
 
 pub use effect::{Capacity, Effect, Outcome};
 pub use event::Event;
 pub use state::{Limits, Phase, Run, Soak, State, Trigger};
 pub use step::{Refused, step};
+pub use unwritten::Unwritten;

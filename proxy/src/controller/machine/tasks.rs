@@ -72,12 +72,12 @@ impl Tasks {
     }
 }
 
-/// What an effect's task is known by. It begins with the effect's name. A stream belongs to the resource; everything else belongs to
-/// the migration that wants it: one that begins while its predecessor soaks must not take that one's comparison for its own.
+/// What an effect's task is known by. It begins with the effect's name. One that begins while its predecessor soaks must not take that
+/// one's comparison for its own.
 pub(super) fn key(effect: &Effect, run: Option<&str>) -> String {
-    match (effect, run) {
-        (Effect::RunStream { .. }, _) | (_, None) => format!("{effect:?}"),
-        (_, Some(run)) => format!("{effect:?} of {run}"),
+    match run {
+        Some(run) if !effect.is_of_the_resource() => format!("{effect:?} of {run}"),
+        _ => format!("{effect:?}"),
     }
 }
 
