@@ -19,7 +19,26 @@ pub struct Sides<'a> {
     pub generation: u64,
 }
 
+/// The database that follows in a generation.
+#[derive(Clone, Copy, Debug)]
+pub struct Shadow<'a> {
+    /// It, fenced for `generation`.
+    pub client: &'a Client,
+    /// The resource.
+    pub resource: &'a str,
+    /// The stream's generation.
+    pub generation: u64,
+}
+
 impl Sides<'_> {
+    /// [`Shadow::guard_sql`] of the shadow.
+    pub(crate) fn guard_sql(self) -> Result<String, Error> {
+        let Self { shadow: client, resource, generation, .. } = self;
+        Shadow { client, resource, generation }.guard_sql()
+    }
+}
+
+impl Shadow<'_> {
     /// SQL that goes before what is written on the shadow: the database is the shadow of this generation until the transaction ends, or it
     /// fails. So nothing that comes late writes where a primary is.
     pub(crate) fn guard_sql(self) -> Result<String, Error> {

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
+use crate::beside::Shadow;
 use crate::error::Error;
 use crate::fence::{literal, refused, rows};
 
@@ -50,16 +51,17 @@ pub async fn read(client: &Client) -> Result<Vec<SequenceState>, Error> {
         .ok_or_else(|| Error::Protocol("a sequence cannot be read".into()))
 }
 
-/// Sets every sequence to exactly this state, in one statement and one round trip.
+/// Sets every sequence of the shadow to exactly this state, in one transaction and one round trip.
 ///
 /// When some are missing on this database nothing is set: [`Error::Unready`], naming them. Needs UPDATE on the
-/// sequences. Repeating it is harmless as long as nobody draws values.
-pub async fn apply(client: &Client, states: &[SequenceState]) -> Result<(), Error> {
+/// sequences. Repeating it is harmless as long as nobody draws values: one that comes when the database serves, or is another generation's
+/// shadow, is refused ([`Error::Fenced`]), or numbers that clients have drawn would be given again.
+pub async fn apply(shadow: Shadow<'_>, states: &[SequenceState]) -> Result<(), Error> {
     if states.is_empty() {
         return Ok(());
     }
-    let answer =
-        client.simple_query(&apply_sql(states)).await.map_err(refused("cannot set the sequences"))?;
+    let sql = shadow.guard_sql()? + &apply_sql(states);
+    let answer = shadow.client.simple_query(&sql).await.map_err(refused("cannot set the sequences"))?;
     let missing: Vec<String> = rows(answer).iter().filter_map(|row| row.get(0).map(str::to_owned)).collect();
     if missing.is_empty() {
         return Ok(());

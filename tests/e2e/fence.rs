@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use godwit_tests::postgres::{SUPERUSER, TestCluster, other_major};
 use godwit_tests::waiting::until;
+use replicator::beside::Shadow;
 use replicator::error::{Error, ErrorKind};
 use replicator::fence::{self, FenceSpec};
 use replicator::postgres::slot::create_slot;
@@ -505,6 +506,10 @@ async fn far_away(port: u16, delay: Duration) -> Result<u16> {
     Ok(near)
 }
 
+fn shadow(client: &Client, generation: u64) -> Shadow<'_> {
+    Shadow { client, resource: "orders", generation }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn each_call_is_one_round_trip() -> Result<()> {
     let setup = Setup::new(15).await?;
@@ -523,7 +528,7 @@ async fn each_call_is_one_round_trip() -> Result<()> {
     };
     let report = fence::close(&far, &spec(2)).await?;
     lap("close");
-    sequences::apply(&far, &report.sequences).await?;
+    sequences::apply(shadow(&far, 2), &report.sequences).await?;
     lap("sequences::apply");
     sequences::read(&far).await?;
     lap("sequences::read");
@@ -631,7 +636,7 @@ async fn a_thousand_tables_and_sequences() -> Result<()> {
     assert_eq!(report.tables, 1000 + TABLES);
     assert_eq!(report.sequences.len(), 1002);
     let started = Instant::now();
-    sequences::apply(&setup.admin, &report.sequences).await?;
+    sequences::apply(shadow(&setup.admin, 2), &report.sequences).await?;
     eprintln!("1002 sequences: applied in {:?}", started.elapsed());
     let started = Instant::now();
     fence::open(&setup.admin, "orders", 2, None).await?;
@@ -672,13 +677,15 @@ async fn sequences_travel_exactly_both_ways() -> Result<()> {
     assert_eq!(find("down"), Some((-8, true)));
     assert_eq!(find("edge"), Some((9_007_199_254_740_993, true)));
     assert_eq!(find("t_b_seq"), Some((2, true)));
-    sequences::apply(&new.0, &read).await?;
+    fence::guard(&new.0, "orders", 1).await?;
+    sequences::apply(shadow(&new.0, 1), &read).await?;
     assert_eq!(sequences::read(&new.0).await?, read);
     let next: i64 = new.0.query_one("SELECT nextval('fresh')", &[]).await?.get(0);
     assert_eq!(next, 1);
     let next: i64 = new.0.query_one("SELECT nextval('down')", &[]).await?.get(0);
     assert_eq!(next, -13);
-    sequences::apply(&old.0, &sequences::read(&new.0).await?).await?;
+    fence::guard(&old.0, "orders", 2).await?;
+    sequences::apply(shadow(&old.0, 2), &sequences::read(&new.0).await?).await?;
     assert_eq!(sequences::read(&old.0).await?, sequences::read(&new.0).await?);
 
     // One missing: named, and nothing is set.
@@ -691,10 +698,17 @@ async fn sequences_travel_exactly_both_ways() -> Result<()> {
     };
     more.extend([ghost("gone"), ghost("Gone Too")]);
     let before = sequences::read(&new.0).await?;
-    let error = sequences::apply(&new.0, &more).await.expect_err("missing");
+    let error = sequences::apply(shadow(&new.0, 1), &more).await.expect_err("missing");
     assert!(matches!(error, Error::Unready(_)), "{error:?}");
     assert!(error.to_string().contains(r#""It's".gone, "It's"."Gone Too""#), "{error}");
     assert_eq!(sequences::read(&new.0).await?, before);
+
+    // Late: it serves by now, and would give numbers again.
+    fence::open(&new.0, "orders", 2, None).await?;
+    for generation in [1, 2] {
+        let late = sequences::apply(shadow(&new.0, generation), &more[..1]).await.expect_err("it serves");
+        assert!(matches!(late, Error::Fenced(_)), "{late:?}");
+    }
     Ok(())
 }
 

@@ -292,7 +292,7 @@ impl Hands {
                     let carry = async |sides: Sides<'_>| changes::carry(sides, zones[0]).await;
                     self.databases.beside(zones, state.generation.0, Purpose::Control, carry).await?;
                     loop {
-                        self.prepare_fence(run).await?;
+                        self.prepare_fence(run, state.generation).await?;
                         self.clear_way(&run.from).await?;
                         // What was waited for may have been DDL.
                         if self.is_as_compared(run).await? {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use migration::cutover::{Phase, Run, State};
 use migration::units::{Generation, Position, Zone};
+use replicator::beside::Shadow;
 use replicator::fence::{self, FenceSpec};
 use replicator::large_objects::Left;
 use replicator::sequences::{self, SequenceState};
@@ -30,10 +31,11 @@ pub(super) enum Fenced {
 
 impl Hands {
     /// What grows with the number of tables and sequences; under the hold only what changes from here on is left.
-    pub(super) async fn prepare_fence(&self, run: &Run) -> Result<(), Failure> {
+    pub(super) async fn prepare_fence(&self, run: &Run, generation: Generation) -> Result<(), Failure> {
         let from = self.databases.get(&run.from.0, Purpose::Fence).await.map_err(chain)?;
         let known = fence::prepare(&from, &self.resource.name, &run.id).await.map_err(chain)?;
-        sequences::apply(&*self.control(&run.to).await?, &known).await.map_err(chain)
+        let (client, resource) = (&*self.control(&run.to).await?, &*self.resource.name);
+        sequences::apply(Shadow { client, resource, generation: generation.0 }, &known).await.map_err(chain)
     }
 
     /// Nobody waits for it, and triggers that stay let pass.
@@ -109,17 +111,19 @@ impl Hands {
         let client = self.control(zone).await?;
         let mut fenced = self.fenced.subscribe();
         let mut set: Option<Vec<SequenceState>> = None;
+        let shadow =
+            Shadow { client: &client, resource: &self.resource.name, generation: state.generation.0 };
         loop {
             let now = fenced.borrow_and_update().clone();
             match now {
                 Fenced::Raised(generation, states) if Some(generation) == wanted && set.is_none() => {
-                    sequences::apply(&client, &states).await.map_err(chain)?;
+                    sequences::apply(shadow, &states).await.map_err(chain)?;
                     set = Some(states);
                     continue;
                 }
                 Fenced::Done(generation, states, left) if Some(generation) == wanted => {
                     if set.as_ref() != Some(&states) {
-                        sequences::apply(&client, &states).await.map_err(chain)?;
+                        sequences::apply(shadow, &states).await.map_err(chain)?;
                     }
                     let zones = [&*state.primary.0, &*zone.0];
                     let generation = state.generation.0;
