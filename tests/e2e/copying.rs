@@ -476,6 +476,37 @@ async fn what_a_copy_left_for_later_is_done_before_the_stream_goes_on() -> Resul
 
 /// A release that is under way while the copy begins: it is waited for by the slot, or not seen by its snapshot and waited for by the locks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_is_rewritten_once_the_copys_locks_were_ended_is_whole() -> Result<()> {
+    const SMALL: &str = "CREATE TABLE small (id int PRIMARY KEY, n int); INSERT INTO small SELECT i, i FROM generate_series(1, 9) i";
+    let pair = Pair::start(15, other_major()).await?;
+    pair.from.batch_execute(BIG).await?;
+    pair.from.batch_execute(SMALL).await?;
+    // The small one is read last.
+    let options = CopyOptions { sessions: 1, bytes_per_second: Some(60 << 20), ..CopyOptions::default() };
+    let peer = LocalPeer::new(pair.target_end(), Options::default());
+    let stream = Running::start(peer, spec(1), with(pair.source_end(), options));
+    until("a part of the big table", async || Ok(parts(&pair.to).await?.0 > 0)).await?;
+    let release = pair.source.connect(DATABASE).await?;
+    let rewrite = async {
+        release.batch_execute("ALTER TABLE small ALTER n TYPE int USING n + 0").await.context("the release")
+    };
+    let end = async {
+        let sql = "SELECT count(pg_terminate_backend(holder)) FROM pg_stat_activity, unnest(pg_blocking_pids(pid)) holder \
+            WHERE query LIKE 'ALTER TABLE small%'";
+        until("the release waits for the copy", async || {
+            Ok(pair.from.query_one(sql, &[]).await?.get::<_, i64>(0) > 0)
+        })
+        .await
+    };
+    tokio::try_join!(rewrite, end)?;
+    stream.wait(|status| status.phase == Phase::Streaming).await?;
+    pair.caught_up(&stream).await?;
+    let rows: i64 = pair.to.query_one("SELECT count(*) FROM small", &[]).await?.get(0);
+    ensure!(rows == 9, "{rows} of 9 rows");
+    stream.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn columns_that_change_while_a_copy_begins_are_copied_as_they_are() -> Result<()> {
     const TABLES: &str = "CREATE TABLE released (id int PRIMARY KEY, x int); INSERT INTO released SELECT i, i FROM generate_series(1, 9) i";
     const RELEASE: &str = "ALTER TABLE released DROP COLUMN x; ALTER TABLE released ADD COLUMN c int DEFAULT 7; \

@@ -23,7 +23,7 @@ const TAKE_OVER: Duration = Duration::from_secs(5);
 
 /// An open transaction at the source whose snapshot others import.
 pub struct Held {
-    client: Client,
+    client: Arc<Client>,
     /// Its name.
     pub snapshot: String,
     /// Shows what was committed before this position, and nothing else.
@@ -103,12 +103,35 @@ impl Held {
             .await
             .map_err(Error::database("keep the snapshot"))?;
         drop(exported);
-        Ok(Self { client, snapshot: row.get(0), position, tables: all, parts: cut(to_copy), columns })
+        Ok(Self {
+            client: Arc::new(client),
+            snapshot: row.get(0),
+            position,
+            tables: all,
+            parts: cut(to_copy),
+            columns,
+        })
     }
 
     /// Whether it can still be imported.
     pub async fn alive(&self) -> bool {
-        self.client.batch_execute("SELECT 1").await.is_ok()
+        self.locks().stand().await
+    }
+
+    /// What keeps the tables as they are.
+    pub(crate) fn locks(&self) -> Locks {
+        Locks(Arc::clone(&self.client))
+    }
+}
+
+/// The session that has all tables locked.
+#[derive(Clone, Debug)]
+pub(crate) struct Locks(Arc<Client>);
+
+impl Locks {
+    /// Whether it was not ended meanwhile.
+    pub(crate) async fn stand(&self) -> bool {
+        self.0.batch_execute("SELECT 1").await.is_ok()
     }
 }
 

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 
 use tokio_postgres::Client;
 
+pub(crate) use held::Locks;
 pub use held::{HOLD, Held, Lease, Snapshots};
 pub use pace::Pace;
 pub use part::{Part, cut};

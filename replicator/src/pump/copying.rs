@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
 use super::send::Source;
-use crate::copy::{Held, Lease, MOST_SESSIONS, Pace, Part, Reader, TableToCopy};
+use crate::copy::{Held, Lease, Locks, MOST_SESSIONS, Pace, Part, Reader, TableToCopy};
 use crate::drift;
 use crate::error::Error;
 use crate::lsn::Lsn;
@@ -78,7 +78,8 @@ pub(super) async fn produce(
     let queue = Queue::new(parts, held);
     let mut reading = JoinSet::new();
     for reader in readers {
-        let work = Reading { queue: queue.clone(), pace: pace.clone(), frames: frames.clone() };
+        let (queue, pace, frames) = (queue.clone(), pace.clone(), frames.clone());
+        let work = Reading { queue, pace, frames, locks: held.locks() };
         reading.spawn(work.read(reader));
     }
     while let Some(read) = reading.join_next().await {
@@ -241,6 +242,7 @@ struct Reading {
     queue: Arc<Mutex<Queue>>,
     pace: Arc<Mutex<Pace>>,
     frames: mpsc::Sender<Frame>,
+    locks: Locks,
 }
 
 impl Reading {
@@ -250,6 +252,10 @@ impl Reading {
             let next = lock(&self.queue).parts.pop_front();
             let Some((number, part)) = next else { return Ok(()) };
             let rows = self.read_part(&mut reader, number, &part).await?;
+            // Whoever ended that session may have rewritten the table before this one had a lock on it, and then no row of it was seen.
+            if !self.locks.stand().await {
+                return Err(Error::Link("the session that keeps the tables as they are was ended".into()));
+            }
             let last = lock(&self.queue).done(&part);
             self.frames.send(Frame::CopyTableEnd { part: number, rows, last }).await.map_err(gone)?;
         }
