@@ -474,7 +474,6 @@ async fn what_a_copy_left_for_later_is_done_before_the_stream_goes_on() -> Resul
     stream.stop().await
 }
 
-/// A release that is under way while the copy begins: it is waited for by the slot, or not seen by its snapshot and waited for by the locks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_that_is_rewritten_once_the_copys_locks_were_ended_is_whole() -> Result<()> {
     const SMALL: &str = "CREATE TABLE small (id int PRIMARY KEY, n int); INSERT INTO small SELECT i, i FROM generate_series(1, 9) i";
@@ -506,6 +505,32 @@ async fn a_table_that_is_rewritten_once_the_copys_locks_were_ended_is_whole() ->
     stream.stop().await
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_comment_on_a_foreign_key_comes_with_it_where_the_snapshot_was_lost() -> Result<()> {
+    const OWNED: &str = "CREATE TABLE owner (id int PRIMARY KEY); INSERT INTO owner VALUES (1); \
+        CREATE TABLE owned (id int PRIMARY KEY, owner int CONSTRAINT owned_by REFERENCES owner); INSERT INTO owned VALUES (1, 1); \
+        COMMENT ON CONSTRAINT owned_by ON owned IS 'kept'";
+    let pair = Pair::start(15, other_major()).await?;
+    pair.from.batch_execute(BIG).await?;
+    pair.from.batch_execute(OWNED).await?;
+    let options = CopyOptions { sessions: 2, bytes_per_second: Some(30 << 20), ..CopyOptions::default() };
+    let peer = LocalPeer::new(pair.target_end(), Options::default());
+    let stream = Running::start(peer, spec(1), with(pair.source_end(), options));
+    let whole = "SELECT count(*) = 2 FROM godwit.copied_parts WHERE table_name LIKE 'own%' AND parts = 1";
+    let whole = async || Ok(pair.to.query_one(whole, &[]).await.is_ok_and(|row| row.get(0)));
+    until("the small tables are whole", whole).await?;
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name LIKE 'godwit copy %'";
+    pair.from.query_one(end, &[]).await?;
+    stream.wait(|status| status.phase == Phase::Streaming).await?;
+    pair.caught_up(&stream).await?;
+    let comment =
+        "SELECT obj_description(oid, 'pg_constraint') FROM pg_constraint WHERE conname = 'owned_by'";
+    let comment: Option<String> = pair.to.query_one(comment, &[]).await?.get(0);
+    ensure!(comment.as_deref() == Some("kept"), "{comment:?}");
+    stream.stop().await
+}
+
+/// A release that is under way while the copy begins: it is waited for by the slot, or not seen by its snapshot and waited for by the locks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn columns_that_change_while_a_copy_begins_are_copied_as_they_are() -> Result<()> {
     const TABLES: &str = "CREATE TABLE released (id int PRIMARY KEY, x int); INSERT INTO released SELECT i, i FROM generate_series(1, 9) i";

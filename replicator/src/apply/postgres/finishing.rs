@@ -387,11 +387,15 @@ impl Finish {
     async fn others(&mut self, late: bool) -> Result<(), Error> {
         let client = self.sessions.first().ok_or_else(not_open)?;
         let (mut quick, mut later) = (Vec::new(), Vec::new());
+        let mut put_off = Vec::new();
         for (place, statement) in (0..).zip(&self.statements) {
             let sql = &statement.sql;
             match &statement.kind {
                 Kind::Setting => {}
                 Kind::ForeignKey { .. } | Kind::Refresh if late => {
+                    if let Kind::ForeignKey { table, name, .. } = &statement.kind {
+                        put_off.push(format!("COMMENT ON CONSTRAINT {name} ON {table} IS "));
+                    }
                     if !self.is_noted(sql) {
                         later.push(self.work.noted(place, sql, false));
                     }
@@ -412,6 +416,9 @@ impl Finish {
                     }
                 }
                 _ if self.is_noted(sql) => {}
+                Kind::Other if put_off.iter().any(|of_key| sql.starts_with(of_key)) => {
+                    later.push(self.work.noted(place, sql, false));
+                }
                 Kind::Other => quick.push(sql.clone()),
                 _ => {
                     self.work.run_each(client, std::mem::take(&mut quick), false).await?;
