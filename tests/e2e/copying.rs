@@ -1,6 +1,7 @@
 //! The initial copy between real databases: what is finished stays when the link breaks, the rate is kept, what comes after
 //! the rows is there.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -29,6 +30,13 @@ fn with(end: LocalEnd, options: CopyOptions) -> LocalEnd {
     }
 }
 
+/// A copy by so many sessions, at most so many bytes a second.
+fn slowly(pair: &Pair, peer: Arc<LocalPeer>, sessions: u32, bytes_per_second: u64) -> Running {
+    let options =
+        CopyOptions { sessions, bytes_per_second: Some(bytes_per_second), ..CopyOptions::default() };
+    Running::start(peer, spec(1), with(pair.source_end(), options))
+}
+
 /// Parts of `big` that are recorded, their rows, and the transaction counter.
 async fn parts(to: &Client) -> Result<(i64, i64, i64)> {
     let sql = "SELECT count(*), coalesce(sum(rows), 0)::bigint, txid_current() FROM godwit.copied_parts WHERE table_name = 'big'";
@@ -40,9 +48,8 @@ async fn parts(to: &Client) -> Result<(i64, i64, i64)> {
 async fn finished_parts_of_a_big_table_stay_when_the_link_breaks() -> Result<()> {
     let pair = Pair::start(15, 18).await?;
     pair.from.batch_execute(BIG).await?;
-    let options = CopyOptions { sessions: 1, bytes_per_second: Some(60 << 20), ..CopyOptions::default() };
     let peer = LocalPeer::new(pair.target_end(), Options::default());
-    let stream = Running::start(peer.clone(), spec(1), with(pair.source_end(), options));
+    let stream = slowly(&pair, peer.clone(), 1, 60 << 20);
     let deadline = Instant::now() + Duration::from_secs(60);
     let mut kept = Vec::new();
     for wanted in 1..=2 {
@@ -79,10 +86,9 @@ async fn a_copy_keeps_its_rate() -> Result<()> {
     let rows = "CREATE TABLE bulk (id int PRIMARY KEY, filler text NOT NULL); \
                 INSERT INTO bulk SELECT i, repeat('z', 1000) FROM generate_series(1, 4000) i";
     pair.from.batch_execute(rows).await?;
-    let options = CopyOptions { sessions: 4, bytes_per_second: Some(1 << 20), ..CopyOptions::default() };
     let peer = LocalPeer::new(pair.target_end(), Options::default());
     let began = Instant::now();
-    let stream = Running::start(peer, spec(1), with(pair.source_end(), options));
+    let stream = slowly(&pair, peer, 4, 1 << 20);
     let (mut bytes, mut estimates) = (0, 0);
     let mut status = stream.status.clone();
     loop {
@@ -481,9 +487,8 @@ async fn a_table_that_is_rewritten_once_the_copys_locks_were_ended_is_whole() ->
     pair.from.batch_execute(BIG).await?;
     pair.from.batch_execute(SMALL).await?;
     // The small one is read last.
-    let options = CopyOptions { sessions: 1, bytes_per_second: Some(60 << 20), ..CopyOptions::default() };
     let peer = LocalPeer::new(pair.target_end(), Options::default());
-    let stream = Running::start(peer, spec(1), with(pair.source_end(), options));
+    let stream = slowly(&pair, peer, 1, 60 << 20);
     until("a part of the big table", async || Ok(parts(&pair.to).await?.0 > 0)).await?;
     let release = pair.source.connect(DATABASE).await?;
     let rewrite = async {
@@ -515,9 +520,8 @@ async fn the_comment_on_a_foreign_key_comes_with_it_where_the_snapshot_was_lost(
         INSERT INTO owned SELECT * FROM owner WHERE id <= 55000; INSERT INTO rest SELECT * FROM owner WHERE id <= 50000; ANALYZE";
     let pair = Pair::start(15, other_major()).await?;
     pair.from.batch_execute(TABLES).await?;
-    let options = CopyOptions { sessions: 1, bytes_per_second: Some(30 << 20), ..CopyOptions::default() };
     let peer = LocalPeer::new(pair.target_end(), Options::default());
-    let stream = Running::start(peer, spec(1), with(pair.source_end(), options));
+    let stream = slowly(&pair, peer, 1, 30 << 20);
     let whole = "SELECT count(*) = 2 FROM (SELECT FROM godwit.copied_parts WHERE table_name LIKE 'own%' GROUP BY table_name \
         HAVING count(*) = max(parts)) whole";
     let whole = async || Ok(pair.to.query_one(whole, &[]).await.is_ok_and(|row| row.get(0)));

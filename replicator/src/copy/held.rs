@@ -23,7 +23,8 @@ const TAKE_OVER: Duration = Duration::from_secs(5);
 
 /// An open transaction at the source whose snapshot others import.
 pub struct Held {
-    client: Arc<Client>,
+    /// What keeps the tables as they are. While it stands the snapshot can be imported.
+    pub(crate) locks: Locks,
     /// Its name.
     pub snapshot: String,
     /// Shows what was committed before this position, and nothing else.
@@ -104,23 +105,13 @@ impl Held {
             .map_err(Error::database("keep the snapshot"))?;
         drop(exported);
         Ok(Self {
-            client: Arc::new(client),
+            locks: Locks(Arc::new(client)),
             snapshot: row.get(0),
             position,
             tables: all,
             parts: cut(to_copy),
             columns,
         })
-    }
-
-    /// Whether it can still be imported.
-    pub async fn alive(&self) -> bool {
-        self.locks().stand().await
-    }
-
-    /// What keeps the tables as they are.
-    pub(crate) fn locks(&self) -> Locks {
-        Locks(Arc::clone(&self.client))
     }
 }
 

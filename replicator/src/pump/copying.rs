@@ -79,7 +79,7 @@ pub(super) async fn produce(
     let mut reading = JoinSet::new();
     for reader in readers {
         let (queue, pace, frames) = (queue.clone(), pace.clone(), frames.clone());
-        let work = Reading { queue, pace, frames, locks: held.locks() };
+        let work = Reading { queue, pace, frames, locks: held.locks.clone() };
         reading.spawn(work.read(reader));
     }
     while let Some(read) = reading.join_next().await {
@@ -111,7 +111,7 @@ async fn hold(
     lease: &mut Lease,
 ) -> Result<Lsn, Error> {
     let position = match lease.held() {
-        Some(held) if there.is_some() && held.alive().await => Some(held.position),
+        Some(held) if there.is_some() && held.locks.stand().await => Some(held.position),
         _ => None,
     };
     match go_on(kept, there, position) {

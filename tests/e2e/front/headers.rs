@@ -5,6 +5,7 @@ use godwit_tests::postgres::free_port;
 use tokio::process::Command;
 
 use super::raw::Raw;
+use super::streams::header;
 use super::tls::network;
 use super::*;
 
@@ -151,7 +152,7 @@ async fn what_is_compressed_passes_as_it_is() {
     let request = "GET / HTTP/1.1\r\nhost: a\r\naccept-encoding: gzip, br;q=0.5\r\nconnection: close\r\n\r\n";
     client.write_all(request.as_bytes()).await.unwrap();
     let (mut endpoint, _) = listener.accept().await.unwrap();
-    let seen = head_of(&mut endpoint).await;
+    let seen = header(&mut endpoint).await.to_ascii_lowercase();
     assert!(seen.contains("accept-encoding: gzip, br;q=0.5\r\n"), "{seen}");
     let head = format!(
         "HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\nvary: accept-encoding\r\netag: \"a\"\r\ncontent-length: {}\r\n\r\n",
@@ -168,15 +169,6 @@ async fn what_is_compressed_passes_as_it_is() {
     assert_eq!(&answer[end..], ZIPPED);
 }
 
-/// The head of a request as an endpoint reads it, in small letters.
-async fn head_of(endpoint: &mut TcpStream) -> String {
-    let mut seen = Vec::new();
-    while !seen.ends_with(b"\r\n\r\n") {
-        assert!(endpoint.read_buf(&mut seen).await.unwrap() > 0);
-    }
-    String::from_utf8_lossy(&seen).to_ascii_lowercase()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_dashboards_session_is_not_passed_on() {
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -186,7 +178,7 @@ async fn the_dashboards_session_is_not_passed_on() {
         "GET / HTTP/1.1\r\nhost: a\r\ncookie: mine=1; godwit_session=secret\r\nconnection: close\r\n\r\n";
     client.write_all(request.as_bytes()).await.unwrap();
     let (mut endpoint, _) = listener.accept().await.unwrap();
-    let seen = head_of(&mut endpoint).await;
+    let seen = header(&mut endpoint).await.to_ascii_lowercase();
     assert!(seen.contains("cookie: mine=1\r\n") && !seen.contains("secret"), "{seen}");
     let answer = "HTTP/1.1 200 OK\r\nset-cookie: godwit_session=; max-age=0\r\nset-cookie: mine=2\r\ncontent-length: 0\r\n\r\n";
     endpoint.write_all(answer.as_bytes()).await.unwrap();

@@ -4,6 +4,7 @@ use migration::policy::{Credentials, MirrorRules};
 use migration::units::Ratio;
 use tokio_util::sync::CancellationToken;
 
+use super::streams::header;
 use super::*;
 
 /// An endpoint whose answers fit into no buffer.
@@ -14,10 +15,7 @@ async fn large() -> SocketAddr {
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             tokio::spawn(async move {
-                let mut request = Vec::new();
-                while !request.ends_with(b"\r\n\r\n") {
-                    assert!(stream.read_buf(&mut request).await.unwrap() > 0, "no request");
-                }
+                header(&mut stream).await;
                 let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {SIZE}\r\n\r\n");
                 stream.write_all(head.as_bytes()).await.unwrap();
                 let _ = stream.write_all(&vec![0; SIZE]).await;

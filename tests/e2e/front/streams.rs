@@ -346,7 +346,7 @@ async fn feed(at: SocketAddr) -> Front {
 }
 
 /// The next request on a connection, up to the end of its header.
-async fn header(stream: &mut TcpStream) -> String {
+pub(super) async fn header(stream: &mut TcpStream) -> String {
     let mut request = Vec::new();
     let read = async {
         while !request.ends_with(b"\r\n\r\n") {

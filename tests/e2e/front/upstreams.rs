@@ -9,6 +9,7 @@ use tokio::net::TcpListener;
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::task::{AbortHandle, JoinSet};
 
+use super::streams::header;
 use super::*;
 
 /// Answers health checks and requests with statuses that can be changed.
@@ -543,16 +544,10 @@ async fn a_move_ends_no_request_of_another_resource_at_the_same_address() {
             front.send(request).await
         })
     };
-    let read = async |stream: &mut TcpStream| {
-        let mut request = Vec::new();
-        while !request.ends_with(b"\r\n\r\n") {
-            assert!(stream.read_buf(&mut request).await.unwrap() > 0, "no request");
-        }
-    };
 
     let get = send(Method::GET, "orders");
     let (mut kept, _) = listener.accept().await.unwrap();
-    read(&mut kept).await;
+    header(&mut kept).await;
     kept.write_all(ANSWER).await.unwrap();
     assert_eq!(get.await.unwrap().0, StatusCode::OK);
 
@@ -566,7 +561,7 @@ async fn a_move_ends_no_request_of_another_resource_at_the_same_address() {
             kept
         }
     };
-    read(&mut busy).await;
+    header(&mut busy).await;
     front.close_and_drain().await;
     front.resource.pool.swap(Pool::new(1, "b", &[])).unwrap();
     front.gate().open();
