@@ -38,6 +38,19 @@ impl Holder {
     }
 }
 
+impl Lease {
+    /// Why this database is not, or not for long, the shadow of `node` in `generation`; none: it still is, as far as it knows.
+    pub fn another_leads(&self, generation: u64, node: &Candidate) -> Option<String> {
+        let moved =
+            |(newest, is_open): &(u64, bool)| *newest > generation || *is_open && *newest == generation;
+        if let Some((newest, _)) = self.epoch.filter(moved) {
+            return Some(format!("generation {newest} was there, and {generation} is this node's"));
+        }
+        let holder = self.holder.as_ref().filter(|holder| !holder.is(node))?;
+        Some(format!("node {} leads there", holder.node))
+    }
+}
+
 /// A node that may lead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
@@ -126,4 +139,33 @@ pub async fn leave(client: &Client, resource: &str, node: &Candidate, legacy: &s
                WHERE resource = $1 AND (holder, node) = ($2, $3) AND until > pg_catalog.clock_timestamp()";
     let left = client.execute(sql, &[&resource, &node.id, &node.node, &legacy]).await;
     left.map(|rows| rows == 1).map_err(Error::database("leave something to the next leader"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shadow_is_another_nodes_when_that_one_leads_or_has_moved_there() {
+        let [this, other] = ["this", "other"].map(|node| Candidate {
+            id: "a".into(),
+            node: node.into(),
+            within: Duration::from_secs(10),
+        });
+        let holder = |node: &Candidate| {
+            Some(Holder { id: node.id.clone(), node: node.node.clone(), left: Duration::from_secs(1) })
+        };
+        let lease = |epoch, holder| Lease { epoch, holder }.another_leads(5, &this);
+        for epoch in [None, Some((4, false)), Some((5, false)), Some((4, true))] {
+            assert_eq!(lease(epoch, None), None, "{epoch:?}");
+            assert_eq!(lease(epoch, holder(&this)), None, "{epoch:?}");
+            assert_eq!(lease(epoch, holder(&other)).as_deref(), Some("node other leads there"), "{epoch:?}");
+        }
+        for epoch in [(5, true), (6, true), (6, false)] {
+            assert!(
+                lease(Some(epoch), holder(&this)).is_some_and(|why| why.starts_with("generation ")),
+                "{epoch:?}"
+            );
+        }
+    }
 }

@@ -472,6 +472,40 @@ async fn a_leader_that_is_cut_off_from_the_primary_alone_stands_by() -> Result<(
     Ok(())
 }
 
+/// By then another node may have moved the service back there, and this one does not hear of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_worker_is_taken_from_a_zone_whose_database_does_not_say_who_leads() -> Result<()> {
+    let mut options = options(false)?;
+    options.policy = options.policy.replace("retire: {after: 100ms", "retire: {after: 10h");
+    let playground = Playground::start(&options).await?;
+    let [near, far] = &playground.zones;
+    let cut = RelayPath::new(Duration::ZERO);
+    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    let relay = Relay::tcp(listen, near.database, cut.clone()).await?;
+    let through = [near.database, relay.listen()].map(|address| format!("{GODWIT_ROLE}@{address}"));
+    let mut one = Member::new(&playground, "one", &[through.into()])?.start(&[])?;
+    one.ready().await?;
+    let id = one.migrate(&far.name).await?;
+    let equal = |run: &MigrationView| run.verified == Some(true);
+    one.until_answer(&format!("migrations/{id}"), "both sides were compared", equal).await?;
+    cut.cut();
+    cut.reset_connections();
+    one.client.send(&format!("/api/v1/resources/{RESOURCE}/migrations/{id}/retire"), &json!({})).await?;
+    let workers = |view: &ResourceView| {
+        let old = view.placements.iter().find(|placement| placement.zone == near.name);
+        old.map(|old| (old.capacity, old.capacity_full, old.capacity_shadow))
+    };
+    let nobody_knows = format!("nobody knows who leads {}", near.name);
+    let view = one
+        .until("it is not scaled down", |view| view.problems.iter().any(|it| it.contains(&nobody_knows)))
+        .await?;
+    ensure!(view.soak.is_some() && workers(&view) == Some((Some(2), 2, 1)), "{view:#?}");
+    cut.restore();
+    one.until("it is", |view| view.soak.is_none() && workers(view) == Some((Some(1), 2, 1))).await?;
+    ensure!(one.migration(&id).await?.state == "retired");
+    Ok(())
+}
+
 /// It took over, as the last leader has left, and its database is empty by now: what there is, the other one has.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_primary_that_was_made_anew_is_not_led_from() -> Result<()> {

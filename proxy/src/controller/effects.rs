@@ -9,7 +9,7 @@ use migration::cutover::{Capacity, Effect, Event, Phase, Run, State};
 use migration::policy::Policy;
 use migration::units::{Generation, Zone};
 use replicator::beside::Sides;
-use replicator::lead::Candidate;
+use replicator::lead::{self, Candidate};
 use replicator::{Lsn, changes, fence};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_postgres::Client;
@@ -470,6 +470,9 @@ impl Hands {
         let Some(driver) = self.driver(zone) else { return Ok(()) };
         let workers = self.workers(zone, capacity);
         let upstreams = self.upstreams(zone, capacity);
+        if capacity == Capacity::Shadow {
+            self.is_still_the_shadow(zone, state).await?;
+        }
         let front = self.front.as_ref().filter(|_| capacity == Capacity::Full);
         let fewer = front.is_some_and(|front| upstreams.len() < front.pool.load().upstreams().len());
         if let Some(front) = front.filter(|_| fewer) {
@@ -502,6 +505,9 @@ impl Hands {
     pub(super) async fn scale(&self, zone: &Zone, capacity: Capacity, state: &State) -> Result<(), Failure> {
         let workers = self.workers(zone, capacity);
         if let Some(driver) = self.driver(zone) {
+            if capacity == Capacity::Shadow {
+                self.is_still_the_shadow(zone, state).await?;
+            }
             let operation = driver.operation("scale", zone, workers, state);
             driver.does.scale(&operation, workers).await.map_err(chain)?;
         }
@@ -514,6 +520,24 @@ impl Hands {
             }
         }
         Ok(())
+    }
+
+    /// Where several nodes may lead: by what the zone's own database knows, nobody else has moved the service there, or may. A node that
+    /// was cut off from the databases and not from a driver takes no worker from a service that it does not lead any more.
+    pub(super) async fn is_still_the_shadow(&self, zone: &Zone, state: &State) -> Result<(), Failure> {
+        let Some(me) = self.me.as_ref().filter(|_| self.databases.settings(&zone.0).is_ok()) else {
+            return Ok(());
+        };
+        let looked = async {
+            let client = self.databases.get(&zone.0, Purpose::Control).await?;
+            lead::look(&client, &state.resource).await
+        };
+        let lease =
+            looked.await.map_err(|error| format!("nobody knows who leads {zone}: {}", chain(error)))?;
+        match lease.another_leads(state.generation.0, me) {
+            None => Ok(()),
+            Some(why) => Err(format!("{zone} is not this node's shadow any more: {why}")),
+        }
     }
 
     /// The shadow takes over with the schema it has: what was changed on the old primary until the fence is up must be there.

@@ -330,6 +330,7 @@ impl Hands {
                 return Err(connected(&found));
             }
         }
+        self.is_still_the_shadow(zone, state).await?;
         // Its own workers are connected, too: who is left when they have ended is somebody else.
         let scale = async |workers: u32| {
             let id = format!("quiesce-{}-{zone}-{workers}-{}", state.resource, crate::rng::id());
@@ -353,6 +354,7 @@ impl Hands {
         self.perform(&end, state).await?;
         let zone = &state.shadow;
         let Some(driver) = self.drivers.get(&*zone.0) else { return Ok(()) };
+        self.is_still_the_shadow(zone, state).await?;
         let id = format!("deprovision-{}-{zone}-g{}-{}", state.resource, state.generation.0, state.since.0);
         let operation = Operation { id, deadline: driver.deadline };
         match driver.does.deprovision(&operation).await {
