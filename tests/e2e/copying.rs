@@ -510,6 +510,23 @@ async fn a_table_that_is_rewritten_once_the_copys_locks_were_ended_is_whole() ->
     stream.stop().await
 }
 
+/// Waits until these tables were copied, the first ones.
+async fn whole(pair: &Pair, tables: [&str; 2]) -> Result<()> {
+    let whole = "SELECT count(*) = 2 FROM (SELECT FROM godwit.copied_parts WHERE table_name = ANY ($1) GROUP BY table_name \
+        HAVING count(*) = max(parts)) whole";
+    let whole =
+        async || Ok(pair.to.query_one(whole, &[&tables.as_slice()]).await.is_ok_and(|row| row.get(0)));
+    until("two tables are whole", whole).await
+}
+
+/// Its snapshot is lost with its sessions.
+async fn end_the_copy(pair: &Pair) -> Result<()> {
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name LIKE 'godwit copy %'";
+    let ended: i64 = pair.from.query_one(end, &[]).await?.get(0);
+    ensure!(ended > 1, "the copy was over already");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_comment_on_a_foreign_key_comes_with_it_where_the_snapshot_was_lost() -> Result<()> {
     // The largest are read first.
@@ -522,13 +539,8 @@ async fn the_comment_on_a_foreign_key_comes_with_it_where_the_snapshot_was_lost(
     pair.from.batch_execute(TABLES).await?;
     let peer = LocalPeer::new(pair.target_end(), Options::default());
     let stream = slowly(&pair, peer, 1, 30 << 20);
-    let whole = "SELECT count(*) = 2 FROM (SELECT FROM godwit.copied_parts WHERE table_name LIKE 'own%' GROUP BY table_name \
-        HAVING count(*) = max(parts)) whole";
-    let whole = async || Ok(pair.to.query_one(whole, &[]).await.is_ok_and(|row| row.get(0)));
-    until("two tables are whole", whole).await?;
-    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name LIKE 'godwit copy %'";
-    let ended: i64 = pair.from.query_one(end, &[]).await?.get(0);
-    ensure!(ended > 1, "the copy was over already");
+    whole(&pair, ["owner", "owned"]).await?;
+    end_the_copy(&pair).await?;
     stream.wait(|status| status.phase == Phase::Streaming).await?;
     pair.caught_up(&stream).await?;
     let comment =
@@ -536,6 +548,43 @@ async fn the_comment_on_a_foreign_key_comes_with_it_where_the_snapshot_was_lost(
     let comment: Option<String> = pair.to.query_one(comment, &[]).await?.get(0);
     ensure!(comment.as_deref() == Some("kept"), "{comment:?}");
     stream.stop().await
+}
+
+/// No change in the stream tells of either: rows of the table that was whole would stay in the one that has its name since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tables_made_or_renamed_where_the_snapshot_was_lost_are_copied_as_they_are() -> Result<()> {
+    const TABLES: &str = "CREATE TABLE one (id int PRIMARY KEY, filler text); CREATE TABLE other (LIKE one INCLUDING ALL); \
+        CREATE TABLE rest (LIKE one INCLUDING ALL); \
+        INSERT INTO one SELECT i, repeat(md5(i::text), 25) FROM generate_series(1, 60000) i; \
+        INSERT INTO other SELECT * FROM one WHERE id <= 55000; INSERT INTO rest SELECT * FROM one WHERE id <= 50000; ANALYZE";
+    const MADE: &str = "BEGIN; DROP TABLE one; CREATE TABLE one (id int PRIMARY KEY, filler text); INSERT INTO one VALUES (7, 'new'); COMMIT";
+    const RENAMED: &str = "BEGIN; ALTER TABLE one RENAME TO t; ALTER TABLE other RENAME TO one; ALTER TABLE t RENAME TO other; COMMIT";
+    for change in [MADE, RENAMED] {
+        let pair = Pair::start(15, other_major()).await?;
+        pair.from.batch_execute(TABLES).await?;
+        let peer = LocalPeer::new(pair.target_end(), Options::default());
+        let stream = slowly(&pair, peer, 1, 30 << 20);
+        whole(&pair, ["one", "other"]).await?;
+        let release = pair.source.connect_as(GODWIT_ROLE, DATABASE).await?;
+        let changed = async { release.batch_execute(change).await.context("the release") };
+        let waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted)";
+        let ended = async {
+            until("it waits for the copy", async || Ok(pair.from.query_one(waits, &[]).await?.get(0)))
+                .await?;
+            end_the_copy(&pair).await
+        };
+        tokio::try_join!(changed, ended)?;
+        stream.wait(|status| status.phase == Phase::Streaming).await?;
+        pair.caught_up(&stream).await.context(change)?;
+        let rows =
+            "SELECT format('one %s, other %s', (SELECT count(*) FROM one), (SELECT count(*) FROM other))";
+        let [here, there] = [&pair.from, &pair.to].map(|client| client.query_one(rows, &[]));
+        let (here, there) = tokio::try_join!(here, there)?;
+        let [here, there]: [String; 2] = [here.get(0), there.get(0)];
+        ensure!(here == there, "{there} instead of {here} after {change}");
+        stream.stop().await?;
+    }
+    Ok(())
 }
 
 /// A release that is under way while the copy begins: it is waited for by the slot, or not seen by its snapshot and waited for by the locks.

@@ -49,8 +49,8 @@ impl std::fmt::Debug for Held {
 impl Held {
     /// Takes the snapshot over from the slot that made it, and cuts the tables that `wanted` says.
     ///
-    /// Locks the tables (ACCESS SHARE) for as long as it lives: parts are ranges of blocks, and what rewrites a table moves
-    /// its rows to others. A table that was rewritten before the lock is an error that passes, and so is one whose columns the snapshot shows
+    /// Locks all tables (ACCESS SHARE) for as long as it lives: parts are ranges of blocks, and what rewrites a table moves
+    /// its rows to others; what was copied before stays what it is. A table that was rewritten before the lock is an error that passes, and so is one whose columns the snapshot shows
     /// otherwise than the server has them: rows are read by the columns of now.
     pub async fn open(
         dsn: &Dsn,
@@ -67,9 +67,8 @@ impl Held {
         let all = tables(&client).await?;
         let before = columns(&client).await?;
         let to_copy: Vec<TableToCopy> = all.iter().filter(|table| wanted(table)).cloned().collect();
-        if !to_copy.is_empty() {
-            let names: Vec<String> =
-                to_copy.iter().map(|table| format!("ONLY {}", table.sql_name())).collect();
+        if !all.is_empty() {
+            let names: Vec<String> = all.iter().map(|table| format!("ONLY {}", table.sql_name())).collect();
             let lock = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
             client.batch_execute(&lock).await.map_err(Error::database("lock the tables to copy"))?;
         }

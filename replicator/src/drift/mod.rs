@@ -218,6 +218,16 @@ pub(crate) async fn dumped(source: &Client, goes_on: bool) -> Result<(), Error> 
     worded::dumped(source, &says, goes_on).await
 }
 
+/// Writes down on the source what its tables are called while a copy of all begins.
+pub(crate) async fn named(source: &Client) -> Result<(), Error> {
+    rewritten::named(source).await
+}
+
+/// Whether all of these, by schema and name, are the tables that were called so when the copy began.
+pub(crate) async fn are_as_named(source: &Client, tables: &[(&str, &str)]) -> Result<bool, Error> {
+    rewritten::are_as_named(source, tables).await
+}
+
 /// Writes down what is seen of both for the first time (which of one is which of the other; what either calls the same thing): on the
 /// shadow, and for the way back on the source. On each, in which files its rows are of which the other has all columns.
 pub async fn remember(clients: [&Client; 2], of: [&Fingerprint; 2]) -> Result<(), Error> {

@@ -20,6 +20,10 @@ const TABLE: &str = "files";
 /// How long a table is looked through for a row that has something in a column.
 const PATIENCE: &str = "500ms";
 
+/// What is called something, and what.
+const NAMED: &str = "pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace";
+const NAME: &str = "pg_catalog.format('%I.%I', n.nspname, c.relname)";
+
 /// By a table's number.
 pub(super) type Files = HashMap<u32, u32>;
 
@@ -118,6 +122,30 @@ pub(super) async fn dumped(source: &Client, says: &Fingerprint, goes_on: bool) -
     }
     let all = says.files.iter().filter_map(|(table, file)| Some((number(says, table)?.0, *file)));
     write(source, all.filter(|(table, _)| !known.contains_key(table)).collect()).await
+}
+
+/// Writes down on the source what each of its tables is called while a copy of all begins.
+pub(super) async fn named(source: &Client) -> Result<(), Error> {
+    if !is_prepared(source, TABLE).await? {
+        return Ok(());
+    }
+    let sql = format!("UPDATE godwit.files f SET named = {NAME} FROM {NAMED} WHERE c.oid = f.of");
+    source.batch_execute(&sql).await.map_err(refused("write down what tables are called"))
+}
+
+/// Whether all of these are what was called so then: none was made or renamed since.
+pub(super) async fn are_as_named(source: &Client, tables: &[(&str, &str)]) -> Result<bool, Error> {
+    if !is_prepared(source, TABLE).await? {
+        return Ok(true);
+    }
+    let (schemas, names): (Vec<&str>, Vec<&str>) = tables.iter().copied().unzip();
+    let sql = format!(
+        "SELECT count(*) FROM unnest($1::text[], $2::text[]) AS t (schema, name) \
+         JOIN {NAMED} ON (n.nspname, c.relname) = (t.schema, t.name) JOIN godwit.files f ON f.of = c.oid AND f.named = {NAME}"
+    );
+    let found = source.query_one(&sql, &[&schemas, &names]).await;
+    let found = found.map_err(refused("read what tables were called"))?;
+    Ok(usize::try_from(found.get::<_, i64>(0)) == Ok(tables.len()))
 }
 
 /// Writes down on each side in which files its rows are whose columns the other has.

@@ -117,6 +117,14 @@ CREATE TABLE IF NOT EXISTS godwit.identities (
   PRIMARY KEY (source_table, source_column, name)
 );
 
+-- In which file (relfilenode) the rows of each table here were when the other side was last seen to have all of its columns; and what a table was
+-- called when a copy of all of them began.
+CREATE TABLE IF NOT EXISTS godwit.files (
+  of oid PRIMARY KEY,
+  file oid NOT NULL,
+  named text
+);
+
 -- What these lack that came later. Only where it is lacking, IF NOT EXISTS is not enough: the lock comes first, and waits for whoever uses the table (a
 -- dump, the applier), with everybody else behind it. Full identity: so that it can be written where a publication has all tables.
 DO $$
@@ -129,7 +137,8 @@ BEGIN
     FROM (VALUES
       ('godwit.epoch'::regclass, 'run', 'ADD COLUMN run text'),
       ('godwit.progress', 'source_system', 'ADD COLUMN source_system bigint, ADD COLUMN source_timeline bigint'),
-      ('godwit.copied_parts', 'source_table', 'ADD COLUMN source_table oid')
+      ('godwit.copied_parts', 'source_table', 'ADD COLUMN source_table oid'),
+      ('godwit.files', 'named', 'ADD COLUMN named text')
     ) c (tbl, name, change)
     WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.tbl AND a.attname = c.name)
     UNION ALL
@@ -151,12 +160,6 @@ BEGIN
     END;
   END LOOP;
 END $$;
-
--- In which file (relfilenode) the rows of each table here were when the other side was last seen to have all of its columns.
-CREATE TABLE IF NOT EXISTS godwit.files (
-  of oid PRIMARY KEY,
-  file oid NOT NULL
-);
 
 -- What both servers said of a thing when the one here was like the source's, as digests: of what versions word otherwise.
 CREATE TABLE IF NOT EXISTS godwit.worded (

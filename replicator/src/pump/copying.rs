@@ -120,13 +120,22 @@ async fn hold(
             lease.set(None);
             let exported = ExportedSlot::create_temporary(dsn, &temporary(&spec.slot)).await?;
             let wanted = |table: &TableToCopy| !whole.contains(&(&*table.schema, &*table.name));
-            lease.set(Some(Held::open(dsn, &name(spec), exported, wanted).await?));
-            return Ok(consistent_point);
+            let held = Held::open(dsn, &name(spec), exported, wanted).await?;
+            // The stream tells of no table that is dropped, or called as another one was.
+            if drift::are_as_named(client, &whole.into_iter().collect::<Vec<_>>()).await? {
+                lease.set(Some(held));
+                return Ok(consistent_point);
+            }
+            tracing::info!(
+                stream = spec.slot,
+                "tables were made or renamed since the copy began: it begins again"
+            );
         }
         GoOn::Anew => {}
     }
     lease.set(None);
     slot::drop_slot(client, &spec.slot).await?;
+    drift::named(client).await?;
     let exported = ExportedSlot::create(dsn, &spec.slot).await?;
     let consistent_point = exported.consistent_point;
     lease.set(Some(Held::open(dsn, &name(spec), exported, |_| true).await?));
