@@ -15,7 +15,6 @@ use tokio_postgres::Client;
 use tokio_postgres::config::{ChannelBinding, SslNegotiation};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::copy::{self, Columns};
 use crate::error::Error;
 use crate::postgres::connection::{Address, addresses};
 use crate::postgres::{Authority, Dsn, connect, place};
@@ -45,8 +44,6 @@ pub struct SchemaDump {
     pub pre_data: String,
     /// After the rows: indexes, keys, triggers, rules.
     pub post_data: PostData,
-    /// Of the tables that it makes.
-    pub(crate) columns: Columns,
 }
 
 /// The second half of a dump, which is taken while the rows travel. Dropping it ends the program.
@@ -82,7 +79,7 @@ pub async fn dump(dsn: &Dsn, bin: Option<&Path>) -> Result<SchemaDump, Error> {
         command.arg(format!("--section={name}")).arg(format!("--snapshot={snapshot}"));
         command
     };
-    let (others, columns) = (others(&client).await?, copy::columns(&client).await?);
+    let others = others(&client).await?;
     let pre_data = portable(&run(section("pre-data"), &program).await?, others.as_deref());
     let post = section("post-data");
     let post_data = AbortOnDropHandle::new(tokio::spawn(async move {
@@ -91,7 +88,7 @@ pub async fn dump(dsn: &Dsn, bin: Option<&Path>) -> Result<SchemaDump, Error> {
         client.batch_execute("COMMIT").await.map_err(Error::database("end the dump of the schema"))?;
         Ok(portable(&text, others.as_deref()))
     }));
-    Ok(SchemaDump { pre_data, post_data: PostData(post_data), columns })
+    Ok(SchemaDump { pre_data, post_data: PostData(post_data) })
 }
 
 /// Whether `pg_dump` in `bin` can dump the server of this session, which `dsn` leads to; what is made there later is dumped by it as well.

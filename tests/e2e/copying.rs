@@ -589,12 +589,18 @@ async fn tables_made_or_renamed_where_the_snapshot_was_lost_are_copied_as_they_a
 
 /// A release that is under way while the copy begins: it is waited for by the slot, or not seen by its snapshot and waited for by the locks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn columns_that_change_while_a_copy_begins_are_copied_as_they_are() -> Result<()> {
-    const TABLES: &str = "CREATE TABLE released (id int PRIMARY KEY, x int); INSERT INTO released SELECT i, i FROM generate_series(1, 9) i";
-    const RELEASE: &str = "ALTER TABLE released DROP COLUMN x; ALTER TABLE released ADD COLUMN c int DEFAULT 7; \
+async fn what_changes_while_a_copy_begins_is_copied_as_it_is() -> Result<()> {
+    const TABLES: &str = "CREATE DOMAIN above AS int CONSTRAINT is_above CHECK (VALUE > 0); CREATE TYPE temper AS ENUM ('sad'); \
+        CREATE TABLE released (id int PRIMARY KEY, x int, n above NOT NULL, temper temper); \
+        INSERT INTO released SELECT i, i, i, 'sad' FROM generate_series(1, 9) i";
+    const COLUMNS: &str = "ALTER TABLE released DROP COLUMN x; ALTER TABLE released ADD COLUMN c int DEFAULT 7; \
         ALTER TABLE released ALTER COLUMN c DROP DEFAULT";
+    const TYPES: &str = "ALTER DOMAIN above DROP CONSTRAINT is_above; ALTER TYPE temper RENAME VALUE 'sad' TO 'blue'; \
+        ALTER TABLE released ALTER n DROP NOT NULL; UPDATE released SET n = CASE WHEN id < 5 THEN -id END";
     const BEGIN: &str = "BEGIN; SELECT txid_current()";
-    for seen in [false, true] {
+    let columns = (COLUMNS, "SELECT count(*) FROM released WHERE c = 7");
+    let types = (TYPES, "SELECT count(*) FROM released WHERE coalesce(n, -id) = -id AND temper = 'blue'");
+    for (seen, (release, whole)) in [(false, columns), (true, columns), (true, types)] {
         let pair = Pair::start(15, other_major()).await?;
         pair.from.batch_execute(TABLES).await?;
         let watch = pair.source.connect(DATABASE).await?;
@@ -622,14 +628,14 @@ async fn columns_that_change_while_a_copy_begins_are_copied_as_they_are() -> Res
         waits(&first, "%REPLICATION_SLOT%").await?;
         second.batch_execute(BEGIN).await?;
         if seen {
-            second.batch_execute(RELEASE).await?;
+            second.batch_execute(release).await?;
         }
         first.batch_execute("COMMIT").await?;
         waits(&second, "%REPLICATION_SLOT%").await?;
         if seen {
             second.batch_execute("COMMIT").await?;
         } else {
-            third.batch_execute(&format!("{BEGIN}; {RELEASE}")).await?;
+            third.batch_execute(&format!("{BEGIN}; {release}")).await?;
             second.batch_execute("COMMIT").await?;
             // What lists the tables asks how large they are, which waits for their locks as well.
             waits(&third, "SELECT n.nspname::text, c.relname::text, greatest%").await?;
@@ -640,7 +646,6 @@ async fn columns_that_change_while_a_copy_begins_are_copied_as_they_are() -> Res
             .await
             .with_context(|| format!("seen: {seen}"))?;
         pair.caught_up(&stream).await?;
-        let whole = "SELECT count(*) FROM released WHERE c = 7";
         let whole: i64 = pair.to.query_one(whole, &[]).await?.get(0);
         ensure!(whole == 9, "seen: {seen}: {whole} rows have what the source's have");
         stream.stop().await?;

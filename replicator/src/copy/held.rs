@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedMutexGuard;
 use tokio_postgres::Client;
 
-use super::{Columns, Part, TableToCopy, columns, cut, snapshot_sql, tables};
+use super::{Part, TableToCopy, columns, cut, snapshot_sql, tables};
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::postgres::slot::USER_TABLES;
@@ -33,8 +33,6 @@ pub struct Held {
     pub tables: Vec<TableToCopy>,
     /// What is read under it, numbered by place.
     pub parts: Vec<Part>,
-    /// Of the tables that are read: they stay so.
-    pub(crate) columns: Columns,
 }
 
 impl std::fmt::Debug for Held {
@@ -109,7 +107,6 @@ impl Held {
             position,
             tables: all,
             parts: cut(to_copy),
-            columns,
         })
     }
 }

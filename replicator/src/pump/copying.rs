@@ -15,6 +15,7 @@ use super::send::Source;
 use crate::copy::{Held, Lease, Locks, MOST_SESSIONS, Pace, Part, Reader, TableToCopy};
 use crate::drift;
 use crate::error::Error;
+use crate::fence;
 use crate::lsn::Lsn;
 use crate::postgres::stream::ExportedSlot;
 use crate::postgres::{Dsn, connect_unseen, slot};
@@ -43,14 +44,15 @@ pub(super) async fn produce(
     let client = connect_unseen(dsn, &name(spec)).await?;
     slot::ensure_publication(&client, &spec.publication).await?;
     drift::dumped(&client, !kept.is_empty()).await?;
+    let stamp = fence::schema_stamp(&client).await?;
     let there = if resumable { usable_slot(&client, &spec.slot).await? } else { None };
     let (consistent_point, mut dump) = tokio::try_join!(
         hold(dsn, &client, spec, kept, there, lease),
         schema::dump(dsn, source.bin.as_deref())
     )?;
     let held = lease.held().ok_or_else(|| Error::Protocol("a copy without a snapshot".into()))?;
-    if held.parts.iter().map(key).any(|table| dump.columns.get(&table) != held.columns.get(&table)) {
-        // It was begun while the slot waited for whoever changed them. Now they are locked.
+    if fence::schema_stamp(&client).await? != stamp {
+        // It was begun while the slot waited for whoever changed something. Now the tables are locked.
         dump = schema::dump(dsn, source.bin.as_deref()).await?;
     }
     let stays: Vec<&KeptTable> =
