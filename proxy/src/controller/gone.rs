@@ -1,4 +1,4 @@
-//! What is left in the stream of tables that its source has no more.
+//! What is left in the stream of tables and columns that its source has no more.
 
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use crate::causes::chain;
 /// How long both databases are asked.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Has a stream that is not up skip what fits nowhere because its table is gone on the source. The shadow's, if it has one, is only dropped as
-/// the policy says.
+/// Has a stream that is not up skip what fits nowhere because its table is gone on the source, and gives the shadow the columns that it still names and the
+/// source has no more. What the shadow has of either is only dropped as the policy says.
 pub(super) async fn pass_over(
     resource: &str,
     generation: Generation,
@@ -30,20 +30,23 @@ pub(super) async fn pass_over(
     }
     let asked = async {
         let [from, to] = databases.both([&source, &target], Purpose::Schema).await.map_err(chain)?;
-        let mut names = Vec::new();
+        let mut done = Vec::new();
         for lane in [Lane::Main, Lane::Critical] {
             let slot = lane.slot_name(resource, generation.0);
-            names.extend(gone::pass_over(&from, &to, &slot).await.map_err(chain)?);
+            let passed = gone::pass_over(&from, &to, &slot).await.map_err(chain)?;
+            done.extend(passed.tables.into_iter().map(|name| {
+                format!("{name}: it is gone on {source}, and what is left of it in the stream is skipped")
+            }));
+            done.extend(passed.columns.into_iter().map(|name| {
+                format!("{name}: it is gone on {source}, and here for what is left of it in the stream")
+            }));
         }
-        Ok::<_, String>(names)
+        Ok::<_, String>(done)
     };
     let asked = tokio::time::timeout(PATIENCE, asked).await;
-    let names = asked.map_err(|_| format!("no answer within {PATIENCE:?}"))??;
-    if !names.is_empty() {
-        tracing::warn!(resource, tables = ?names, "what is left in the stream of tables that are gone is skipped");
-        let line =
-            |name| format!("{name}: it is gone on {source}, and what is left of it in the stream is skipped");
-        let done = names.into_iter().map(line).collect();
+    let done = asked.map_err(|_| format!("no answer within {PATIENCE:?}"))??;
+    if !done.is_empty() {
+        tracing::warn!(resource, ?done, "the stream passes over what is gone");
         audit.note(Entry::Schema { resource: resource.to_owned(), zone: target, done });
     }
     Ok(())

@@ -277,7 +277,7 @@ fn is_index(sql: &str) -> bool {
 }
 
 /// Of appliers: those that know what it changes end with it, and begin anew.
-async fn add(shadow: &Client, subject: &str, sql: &str, of_appliers: bool) -> Result<(), Error> {
+pub(super) async fn add(shadow: &Client, subject: &str, sql: &str, of_appliers: bool) -> Result<(), Error> {
     if is_index(sql) && index_beside_writers(shadow, subject, sql).await? {
         return Ok(());
     }

@@ -125,6 +125,16 @@ CREATE TABLE IF NOT EXISTS godwit.files (
   named text
 );
 
+-- Tables of the source's that changes are of which could not be applied here, and how the stream describes them. Those that are gone there get a
+-- position in copied_parts, under no name: what came before that is skipped.
+CREATE TABLE IF NOT EXISTS godwit.stands_at (
+  stream text NOT NULL,
+  source_table oid NOT NULL,
+  name text NOT NULL,
+  described jsonb,
+  PRIMARY KEY (stream, source_table)
+);
+
 -- What these lack that came later. Only where it is lacking, IF NOT EXISTS is not enough: the lock comes first, and waits for whoever uses the table (a
 -- dump, the applier), with everybody else behind it. Full identity: so that it can be written where a publication has all tables.
 DO $$
@@ -138,7 +148,8 @@ BEGIN
       ('godwit.epoch'::regclass, 'run', 'ADD COLUMN run text'),
       ('godwit.progress', 'source_system', 'ADD COLUMN source_system bigint, ADD COLUMN source_timeline bigint'),
       ('godwit.copied_parts', 'source_table', 'ADD COLUMN source_table oid'),
-      ('godwit.files', 'named', 'ADD COLUMN named text')
+      ('godwit.files', 'named', 'ADD COLUMN named text'),
+      ('godwit.stands_at', 'described', 'ADD COLUMN described jsonb')
     ) c (tbl, name, change)
     WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.tbl AND a.attname = c.name)
     UNION ALL
@@ -214,15 +225,6 @@ CREATE TABLE IF NOT EXISTS godwit.change_streams (
 
 -- Tables here whose rows are to be copied anew: what they have is not what the source has.
 CREATE TABLE IF NOT EXISTS godwit.unfilled (target_table oid PRIMARY KEY);
-
--- Tables of the source's that changes are of which could not be applied here. Those that are gone there get a position in copied_parts, under no
--- name: what came before that is skipped.
-CREATE TABLE IF NOT EXISTS godwit.stands_at (
-  stream text NOT NULL,
-  source_table oid NOT NULL,
-  name text NOT NULL,
-  PRIMARY KEY (stream, source_table)
-);
 
 -- How sequences were when a move was prepared, and whether its fence has told of them since. Lost in a crash: then all are told of.
 CREATE UNLOGGED TABLE IF NOT EXISTS godwit.known_sequences (

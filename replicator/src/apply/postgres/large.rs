@@ -6,8 +6,8 @@
 
 use tokio_util::task::AbortOnDropHandle;
 
-use super::Met;
 use super::catalog::Tables;
+use super::met::Met;
 use super::plan::{self, Item, Order, Statement};
 use super::session::{Checkpoint, Failure, Session};
 use crate::change::{Change, LargeHeader, MARKER_PREFIX};
@@ -33,7 +33,7 @@ impl Large {
     /// Opens the transaction.
     pub(super) async fn begin(session: Session, header: LargeHeader) -> Result<Self, Error> {
         session.begin().await?;
-        Ok(Self { met: Met::new(), header, marker: None, state: State::Free(Box::new(session)) })
+        Ok(Self { met: Met::default(), header, marker: None, state: State::Free(Box::new(session)) })
     }
 
     pub(super) fn end_lsn(&self) -> Lsn {

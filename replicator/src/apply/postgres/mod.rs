@@ -12,12 +12,12 @@ mod copying;
 mod encode;
 mod finishing;
 mod large;
+mod met;
 mod plan;
 mod session;
 mod sql;
 mod window;
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -31,6 +31,7 @@ use tokio_util::task::AbortOnDropHandle;
 use self::catalog::Tables;
 use self::copying::Copying;
 use self::large::Large;
+use self::met::Met;
 use self::plan::{Item, Order};
 use self::session::{Checkpoint, Failure, PART, Session, halves, has_code};
 use super::Target;
@@ -52,9 +53,6 @@ const TAKE_OVER: Duration = Duration::from_secs(20);
 
 /// After so long the older session is told to end.
 const PATIENCE: Duration = Duration::from_millis(500);
-
-/// Tables of the source's: by their numbers, what each is called.
-type Met = BTreeMap<u32, String>;
 
 /// Puts a stream's checkpoint in place where nothing is copied: the reverse stream of a cutover.
 ///
@@ -196,14 +194,19 @@ impl PostgresTarget {
         if !splits(why) && why.cause() != Cause::Protocol {
             return;
         }
-        let (numbers, names): (Vec<u32>, Vec<&str>) =
-            tables.iter().map(|(number, name)| (*number, name.as_str())).unzip();
-        let note = "INSERT INTO godwit.stands_at (stream, source_table, name) \
-            SELECT $1, number, name FROM unnest($2::oid[], $3::text[]) t (number, name) ON CONFLICT DO NOTHING";
+        let (mut numbers, mut names, mut described) = (Vec::new(), Vec::new(), Vec::new());
+        for (number, table) in tables.described() {
+            numbers.push(number);
+            names.push(format!("{}.{}", table.schema, table.name));
+            described.push(serde_json::to_string(&table).unwrap_or_else(|_| "null".into()));
+        }
+        let note = "INSERT INTO godwit.stands_at (stream, source_table, name, described) \
+            SELECT $1, number, name, described::jsonb FROM unnest($2::oid[], $3::text[], $4::text[]) t (number, name, described) \
+            ON CONFLICT (stream, source_table) DO UPDATE SET described = EXCLUDED.described";
         let noted = async {
             // The session's transaction is not to be committed.
             let (client, _) = open(&self.dsn, &self.application()).await?;
-            let noted = client.execute(note, &[&self.spec.slot, &numbers, &names]).await;
+            let noted = client.execute(note, &[&self.spec.slot, &numbers, &names, &described]).await;
             noted.map_err(Error::database("note what the stream stands at"))
         };
         if let Err(error) = noted.await {
@@ -310,12 +313,6 @@ fn changes(group: &[Transaction]) -> impl Iterator<Item = (Lsn, &Change)> + Clon
     group.iter().flat_map(|transaction| of_one(&transaction.changes, transaction.commit_lsn))
 }
 
-/// The tables that these changes are of.
-fn met<'c>(changes: impl IntoIterator<Item = &'c Change>) -> Met {
-    let relations = changes.into_iter().flat_map(Change::relations);
-    relations.map(|relation| (relation.id, format!("{}.{}", relation.schema, relation.name))).collect()
-}
-
 /// Whether a part of a group may go in where all of it does not.
 fn splits(error: &Error) -> bool {
     error.kind() == ErrorKind::Operator
@@ -405,7 +402,7 @@ impl Target for PostgresTarget {
             result => result,
         };
         if let Err(error) = &applied {
-            self.stand_at(error, &met(group.iter().flat_map(|transaction| &transaction.changes))).await;
+            self.stand_at(error, &Met::of(group.iter().flat_map(|transaction| &transaction.changes))).await;
         }
         applied?;
         self.settle().await
@@ -419,7 +416,7 @@ impl Target for PostgresTarget {
 
     async fn apply_part(&mut self, changes: Vec<Change>) -> Result<(), Error> {
         let large = self.large.as_mut().ok_or_else(not_open)?;
-        large.met.extend(met(&changes));
+        large.met.meet(&changes);
         let applied = self.apply_to_large(changes).await;
         // What fails may be the part before.
         if let (Err(error), Some(large)) = (&applied, &self.large) {
