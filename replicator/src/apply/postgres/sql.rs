@@ -220,16 +220,15 @@ fn by_key(table: &Table, alias: &str) -> String {
         .join(" AND ")
 }
 
-/// The text of a whole row; tells NULL from an empty text.
+/// The text of a whole row; tells NULL from an empty text. A value's cast to text may leave something out (blanks at the end of a `bpchar`): the row's
+/// is made of what the types write.
 fn whole(table: &Table, cell: impl Fn(&str) -> String) -> String {
-    let cells: Vec<String> =
-        table.columns.iter().map(|column| format!("({})::pg_catalog.text", cell(&column.sql_name))).collect();
+    let cells: Vec<String> = table.columns.iter().map(|column| cell(&column.sql_name)).collect();
     format!("ROW({})::pg_catalog.text COLLATE \"C\"", cells.join(", "))
 }
 
 /// The same of a given row, whose columns are the first parameters.
 fn whole_given(table: &Table) -> String {
-    let cells: Vec<String> =
-        (0..table.columns.len()).map(|at| format!("({})::pg_catalog.text", value(table, at, at))).collect();
+    let cells: Vec<String> = (0..table.columns.len()).map(|at| value(table, at, at)).collect();
     format!("ROW({})::pg_catalog.text COLLATE \"C\"", cells.join(", "))
 }

@@ -4,7 +4,7 @@
 //! change of spelling alone (`1.0` to `1.00`) comes as a change of key. Within what is collected: insert + update =
 //! insert; insert + delete = nothing; update + update = update; update + delete = delete; delete + insert = both, deletions
 //! first. A change of key is a deletion and an insertion, if the whole row is known. What the source could not have
-//! done (a second insertion of a key, say) closes the lane, so that the database judges it.
+//! done (a second insertion of a key, say, or the deletion of another row than the one of that key) closes the lane, so that the database judges it.
 //!
 //! Without a key (`REPLICA IDENTITY FULL`) equal rows are the same to everyone: what counts is how many more or fewer of
 //! each there are.
@@ -115,8 +115,21 @@ impl<'a> Lane<'a> {
         Ok(Put::Done)
     }
 
+    /// Whether the row that came by the key of `old` is not `old`: the key is the target's own then, and the source's rows are not told apart by it any more.
+    fn has_another(&self, old: &OldRow, lsn: Lsn) -> Result<bool, Error> {
+        let OldRow::Full(old) = old else { return Ok(false) };
+        if self.table.key.is_empty() {
+            return Ok(false);
+        }
+        let Some(at) = self.places.get(&key(&self.table, old, lsn)?) else { return Ok(false) };
+        let (State::Insert(row) | State::Update(row) | State::Replace(row)) = &self.held[*at].state else {
+            return Ok(false);
+        };
+        Ok(row.iter().zip(old).any(|(held, old)| *held != Cell::Unchanged && held != old))
+    }
+
     pub(super) fn delete(&mut self, old: &'a OldRow, lsn: Lsn) -> Result<Put, Error> {
-        if self.last.is_some() {
+        if self.last.is_some() || self.has_another(old, lsn)? {
             return Ok(Put::CloseFirst);
         }
         self.remove(old, lsn)
@@ -148,7 +161,8 @@ impl<'a> Lane<'a> {
     }
 
     pub(super) fn update(&mut self, old: Option<&'a OldRow>, new: &'a Row, lsn: Lsn) -> Result<Put, Error> {
-        if self.last.is_some() {
+        let is_another = old.map(|old| self.has_another(old, lsn)).transpose()?;
+        if self.last.is_some() || is_another == Some(true) {
             return Ok(Put::CloseFirst);
         }
         let new = match old.and_then(|old| filled(new, old, &self.table.key)) {

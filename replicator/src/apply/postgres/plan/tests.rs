@@ -223,6 +223,27 @@ fn a_row_with_a_number_that_no_update_can_set_is_updated_where_it_has_that() {
     assert!(sql.contains(&format!(" AND ({same}) IS NOT TRUE RETURNING t.*)")), "{sql}");
 }
 
+/// The source has dropped the index by which the target tells rows apart. What the rows come to must not hide that from the target's.
+#[test]
+fn rows_that_share_a_key_of_the_targets_alone_are_not_taken_for_one() {
+    let a = relation(1, ReplicaIdentity::Full);
+    let row = |v: &str| vec![text("1"), text(v)];
+    let insert = |v: &str| Change::Insert { relation: Arc::clone(&a), new: row(v) };
+    let delete = |v: &str| Change::Delete { relation: Arc::clone(&a), old: OldRow::Full(row(v)) };
+    let update = |from: &str, to: &str| {
+        let old = Some(OldRow::Full(row(from)));
+        Change::Update { relation: Arc::clone(&a), old, new: row(to) }
+    };
+    assert_eq!(brief(&[insert("b"), delete("b")], &a), [""; 0]);
+    assert_eq!(brief(&[insert("b"), update("b", "c"), delete("c")], &a), [""; 0]);
+    assert_eq!(brief(&[insert("b"), delete("a")], &a), ["INSERT 1", "DELETE 1"]);
+    assert_eq!(brief(&[insert("b"), update("a", "c")], &a), ["INSERT 1", "UPDATE 1"]);
+    assert_eq!(
+        brief(&[update("a", "c"), insert("b"), delete("c")], &a),
+        ["UPDATE 1", "INSERT 1", "DELETE 1"]
+    );
+}
+
 #[test]
 fn a_key_that_is_null_joins_no_rows() {
     let a = relation(1, ReplicaIdentity::Full);
