@@ -23,6 +23,7 @@ CREATE TABLE IF NOT EXISTS godwit.synchronous (
 -- the client gets a warning), but only where the operator has no standbys that are waited for as well ("alone"), while no other
 -- resource's guard watches (commits wait for that one's shadow, and it lets everybody go itself), and for a while: it may be
 -- left behind, and what comes to be waited for later is none of its business.
+-- It adds up what its rounds took: the server's clock may be set while commits wait.
 -- COMMIT in each round: a procedure in one transaction would hold back vacuum.
 CREATE OR REPLACE PROCEDURE godwit.guard_synchronous(args jsonb) LANGUAGE plpgsql AS $$
 DECLARE
@@ -31,17 +32,20 @@ DECLARE
   release boolean := (args ->> 'release')::boolean;
   streaming boolean;
   flushed pg_lsn := '0/0';
-  silent_since timestamptz;
+  silent_since interval;
   sampled pg_lsn[] := '{}';
-  sampled_at timestamptz[] := '{}';
+  sampled_at interval[] := '{}';
   waiting integer[] := '{}';
   waited integer[];
   rounds integer := 0;
-  moment timestamptz;
+  moment interval := '0';
+  seen timestamptz := clock_timestamp();
   why text;
 BEGIN
   LOOP
-    moment := clock_timestamp();
+    -- No round is shorter than its pause; one that seems to be longer than this is the clock.
+    moment := moment + least(greatest(clock_timestamp() - seen, pause * interval '1 second'), patience * 0.5);
+    seen := clock_timestamp();
     SELECT w.state = 'streaming', greatest(w.flush_lsn, flushed) INTO streaming, flushed
     FROM (SELECT 1) one LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = args ->> 'slot'
     LEFT JOIN pg_catalog.pg_stat_get_wal_senders() w ON w.pid = s.active_pid;
