@@ -102,6 +102,17 @@ async fn a_doctor_says_no_go_until_every_blocker_is_mended() -> Result<()> {
     ensure!(answer.code == Some(4), "{}", answer.text);
     ensure!(answer.text.contains(&format!("{there}: database: cannot be examined")), "{}", answer.text);
     far.path.restore();
+    // Nothing follows the schema by itself here, and the stream meets what the shadow lacks.
+    leader.until("the stream goes on", |view| view.replication.state == "streaming").await?;
+    administrator.batch_execute("ALTER TABLE customers ADD COLUMN nick text").await?;
+    primary.batch_execute("UPDATE customers SET nick = 'x' WHERE id = 1").await?;
+    leader.until("the stream stands", |view| view.replication.state == "failed").await?;
+    let answer = doctor(playground.admin, &[RESOURCE]).await?;
+    let stands = format!("{here}, {there}: stream: stands still: ");
+    let reseed = "column nick of public.customers is not on the target: it comes with the schema, or with its table anew (godwit reseed \
+        RESOURCE --table 'public.customers')";
+    ensure!(answer.code == Some(4) && answer.text.contains(&stands), "{}", answer.text);
+    ensure!(answer.text.contains(reseed), "{}", answer.text);
     let answer = doctor(playground.admin, &["nothing-of-the-kind"]).await?;
     ensure!((answer.code, answer.text.as_str()) == (Some(1), ""), "{}", answer.text);
     Ok(())

@@ -238,7 +238,7 @@ async fn examination(
     let zones = [&*view.primary, &*view.shadow];
     let configured = state.running.config().resources.keys().cloned().collect();
     let differing = handle.verifications.differing();
-    Ok(Json(Box::pin(doctor::examine(resource, zones, differing, &configured)).await))
+    Ok(Json(Box::pin(doctor::examine(resource, zones, &view.replication, differing, &configured)).await))
 }
 
 #[derive(Deserialize)]

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
 use super::drift::reseed_command;
+use super::view::ReplicationView;
 use super::{answering, preflight, verification};
 use crate::causes::chain;
 use crate::config::model::{PostgresAuth, Resource};
@@ -60,16 +61,18 @@ pub struct DoctorView {
 }
 
 /// Examines both services, and both databases over connections of its own. What cannot be examined is a blocker: it is not known to be well.
-/// `differing`: tables whose rows a verification found to differ; `configured`: every resource of the node.
+/// `stream`: what the node knows of it; `differing`: tables whose rows a verification found to differ; `configured`: every resource of the node.
 pub async fn examine(
     resource: &Resource,
     [primary, shadow]: [&str; 2],
+    stream: &ReplicationView,
     differing: BTreeSet<String>,
     configured: &BTreeSet<String>,
 ) -> DoctorView {
     let both = format!("{primary}, {shadow}");
     let mut found: Vec<FindingView> =
         differing.into_iter().map(|table| differs(&resource.name, &both, table)).collect();
+    found.extend(stands(stream, &both));
     let work = async {
         if !resource.has_database() {
             return;
@@ -153,6 +156,17 @@ async fn services(resource: &Resource, [primary, shadow]: [&str; 2]) -> Vec<Find
         )
     });
     here.into_iter().chain(there).collect()
+}
+
+/// A stream that something keeps from going on.
+fn stands(stream: &ReplicationView, zone: &str) -> Option<FindingView> {
+    (stream.state == "failed").then(|| FindingView {
+        severity: "blocker".into(),
+        zone: zone.into(),
+        subject: "stream".into(),
+        problem: format!("stands still: {}", stream.detail),
+        remedy: None,
+    })
 }
 
 fn differs(resource: &str, zone: &str, table: String) -> FindingView {

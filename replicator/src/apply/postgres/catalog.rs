@@ -183,7 +183,10 @@ impl Table {
                 former(&column.name, &known)
             };
             let found = name.and_then(|name| known.remove(&name)).ok_or_else(|| {
-                Error::Unready(format!("column {} of {label} is not on the target", column.name))
+                let name = &column.name;
+                Error::Unready(format!(
+                    "column {name} of {label} is not on the target: it comes with the schema, or with its table anew (godwit reseed RESOURCE --table '{label}')"
+                ))
             })?;
             if found.in_best {
                 best.push(at);
