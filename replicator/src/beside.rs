@@ -42,12 +42,26 @@ impl Shadow<'_> {
     /// SQL that goes before what is written on the shadow: the database is the shadow of this generation until the transaction ends, or it
     /// fails. So nothing that comes late writes where a primary is.
     pub(crate) fn guard_sql(self) -> Result<String, Error> {
+        self.guarded("")
+    }
+
+    /// The same of what a migration writes for its end, which is the newest one to have claimed the way back from here: what an undone one
+    /// sends late is not written over it.
+    pub(crate) fn guard_sql_of(self, run: &str) -> Result<String, Error> {
+        let (resource, run) = (literal(self.resource), literal(run));
+        self.guarded(&format!(
+            "PERFORM FROM godwit.way_back WHERE resource = {resource} AND run = {run} FOR SHARE; \
+             IF NOT FOUND THEN RAISE EXCEPTION 'a later migration is under way' USING ERRCODE = 'ZG002'; END IF; "
+        ))
+    }
+
+    fn guarded(self, more: &str) -> Result<String, Error> {
         let (resource, generation) = (literal(self.resource), sql_generation(self.generation)?);
         let guard = format!(
             "BEGIN \
              PERFORM FROM godwit.epoch WHERE resource = {resource} AND generation = {generation} AND fenced FOR SHARE; \
              IF NOT FOUND THEN RAISE EXCEPTION 'the database is not the shadow of generation {generation}' USING ERRCODE = 'ZG002'; END IF; \
-             END"
+             {more}END"
         );
         Ok(format!("SET LOCAL synchronous_commit = local; {};\n", block(&guard)))
     }

@@ -54,13 +54,14 @@ pub async fn read(client: &Client) -> Result<Vec<SequenceState>, Error> {
 /// Sets every sequence of the shadow to exactly this state, in one transaction and one round trip.
 ///
 /// When some are missing on this database nothing is set: [`Error::Unready`], naming them. Needs UPDATE on the
-/// sequences. Repeating it is harmless as long as nobody draws values: one that comes when the database serves, or is another generation's
-/// shadow, is refused ([`Error::Fenced`]), or numbers that clients have drawn would be given again.
-pub async fn apply(shadow: Shadow<'_>, states: &[SequenceState]) -> Result<(), Error> {
+/// sequences. Repeating it is harmless as long as nobody draws values: one that comes when the database serves, is another generation's
+/// shadow, or was claimed by a later migration than `run` ([`crate::fence::claim_way_back`]), is refused ([`Error::Fenced`]), or numbers that
+/// clients have drawn would be given again.
+pub async fn apply(shadow: Shadow<'_>, run: &str, states: &[SequenceState]) -> Result<(), Error> {
     if states.is_empty() {
         return Ok(());
     }
-    let sql = shadow.guard_sql()? + &apply_sql(states);
+    let sql = shadow.guard_sql_of(run)? + &apply_sql(states);
     let answer = shadow.client.simple_query(&sql).await.map_err(refused("cannot set the sequences"))?;
     let missing: Vec<String> = rows(answer).iter().filter_map(|row| row.get(0).map(str::to_owned)).collect();
     if missing.is_empty() {

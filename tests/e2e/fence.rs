@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use godwit_tests::postgres::{SUPERUSER, TestCluster, other_major};
 use godwit_tests::waiting::until;
-use replicator::beside::Shadow;
 use replicator::error::{Error, ErrorKind};
 use replicator::fence::{self, FenceSpec};
 use replicator::postgres::slot::create_slot;
-use replicator::sequences::{self, SequenceState};
+use replicator::sequences;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_postgres::{Client, Config, NoTls};
+
+use crate::sequences::{claim, set};
 
 const SCHEMA: &str = r#"
     CREATE TABLE orders (id bigserial PRIMARY KEY, writer int, note text);
@@ -506,10 +507,6 @@ async fn far_away(port: u16, delay: Duration) -> Result<u16> {
     Ok(near)
 }
 
-fn shadow(client: &Client, generation: u64) -> Shadow<'_> {
-    Shadow { client, resource: "orders", generation }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn each_call_is_one_round_trip() -> Result<()> {
     let setup = Setup::new(15).await?;
@@ -519,6 +516,7 @@ async fn each_call_is_one_round_trip() -> Result<()> {
     config.host("127.0.0.1").port(port).user("postgres").dbname("shop").application_name("godwit-far");
     let far = connect(&config).await?;
     let _app = setup.app("web").await?;
+    claim(&setup.admin, "m1", 1).await?;
     let mut started = Instant::now();
     let mut lap = |what: &str| {
         let took = started.elapsed();
@@ -528,7 +526,7 @@ async fn each_call_is_one_round_trip() -> Result<()> {
     };
     let report = fence::close(&far, &spec(2)).await?;
     lap("close");
-    sequences::apply(shadow(&far, 2), &report.sequences).await?;
+    set(&far, 2, "m1", &report.sequences).await?;
     lap("sequences::apply");
     sequences::read(&far).await?;
     lap("sequences::read");
@@ -631,84 +629,17 @@ async fn a_thousand_tables_and_sequences() -> Result<()> {
         )
         .await?;
     let started = Instant::now();
+    claim(&setup.admin, "m1", 1).await?;
     let report = fence::close(&setup.admin, &spec(2)).await?;
     eprintln!("1000 tables: closed in {:?}", started.elapsed());
     assert_eq!(report.tables, 1000 + TABLES);
     assert_eq!(report.sequences.len(), 1002);
     let started = Instant::now();
-    sequences::apply(shadow(&setup.admin, 2), &report.sequences).await?;
+    set(&setup.admin, 2, "m1", &report.sequences).await?;
     eprintln!("1002 sequences: applied in {:?}", started.elapsed());
     let started = Instant::now();
     fence::open(&setup.admin, "orders", 2, None).await?;
     eprintln!("1000 tables: opened in {:?}", started.elapsed());
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn sequences_travel_exactly_both_ways() -> Result<()> {
-    let schema = r#"
-        CREATE SEQUENCE fresh; CREATE SEQUENCE late START 100 INCREMENT 7;
-        CREATE SEQUENCE down INCREMENT -5 MINVALUE -9223372036854775808 START -3;
-        CREATE SEQUENCE edge MINVALUE -9223372036854775808; CREATE SEQUENCE small AS smallint CACHE 20;
-        CREATE SCHEMA "It's"; CREATE SEQUENCE "It's"."A ""seq""";
-        CREATE TABLE t (a serial, b bigint GENERATED ALWAYS AS IDENTITY);
-    "#;
-    let (old, new) = (TestCluster::start(15)?, TestCluster::start(other_major())?);
-    let (old, new) = (
-        (old.create_database("shop", schema).await?, old),
-        (new.create_database("shop", schema).await?, new),
-    );
-    for (client, _) in [&old, &new] {
-        fence::install(client, "orders", 1).await?;
-    }
-    old.0
-        .batch_execute(
-            r#"SELECT nextval('down'), nextval('down'), nextval('small'), nextval('"It''s"."A ""seq"""');
-               SELECT setval('late', 7000, false), setval('edge', 9007199254740993);
-               INSERT INTO t DEFAULT VALUES; INSERT INTO t DEFAULT VALUES"#,
-        )
-        .await?;
-    // The target is ahead in one: it is set back to exactly the source's state.
-    new.0.batch_execute("SELECT setval('fresh', 55)").await?;
-    let read = sequences::read(&old.0).await?;
-    let find = |name: &str| read.iter().find(|s| s.name == name).map(|s| (s.last_value, s.is_called));
-    assert_eq!(find("fresh"), Some((1, false)));
-    assert_eq!(find("late"), Some((7000, false)));
-    assert_eq!(find("down"), Some((-8, true)));
-    assert_eq!(find("edge"), Some((9_007_199_254_740_993, true)));
-    assert_eq!(find("t_b_seq"), Some((2, true)));
-    fence::guard(&new.0, "orders", 1).await?;
-    sequences::apply(shadow(&new.0, 1), &read).await?;
-    assert_eq!(sequences::read(&new.0).await?, read);
-    let next: i64 = new.0.query_one("SELECT nextval('fresh')", &[]).await?.get(0);
-    assert_eq!(next, 1);
-    let next: i64 = new.0.query_one("SELECT nextval('down')", &[]).await?.get(0);
-    assert_eq!(next, -13);
-    fence::guard(&old.0, "orders", 2).await?;
-    sequences::apply(shadow(&old.0, 2), &sequences::read(&new.0).await?).await?;
-    assert_eq!(sequences::read(&old.0).await?, sequences::read(&new.0).await?);
-
-    // One missing: named, and nothing is set.
-    let mut more = read.clone();
-    let ghost = |name: &str| SequenceState {
-        schema: "It's".into(),
-        name: name.into(),
-        last_value: 1,
-        is_called: true,
-    };
-    more.extend([ghost("gone"), ghost("Gone Too")]);
-    let before = sequences::read(&new.0).await?;
-    let error = sequences::apply(shadow(&new.0, 1), &more).await.expect_err("missing");
-    assert!(matches!(error, Error::Unready(_)), "{error:?}");
-    assert!(error.to_string().contains(r#""It's".gone, "It's"."Gone Too""#), "{error}");
-    assert_eq!(sequences::read(&new.0).await?, before);
-
-    // Late: it serves by now, and would give numbers again.
-    fence::open(&new.0, "orders", 2, None).await?;
-    for generation in [1, 2] {
-        let late = sequences::apply(shadow(&new.0, generation), &more[..1]).await.expect_err("it serves");
-        assert!(matches!(late, Error::Fenced(_)), "{late:?}");
-    }
     Ok(())
 }
 

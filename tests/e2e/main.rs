@@ -51,6 +51,7 @@ mod replaced;
 mod reservations;
 mod retyped;
 mod schema;
+mod sequences;
 mod services;
 mod sessions;
 mod slots;

@@ -35,7 +35,8 @@ impl Hands {
         let from = self.databases.get(&run.from.0, Purpose::Fence).await.map_err(chain)?;
         let known = fence::prepare(&from, &self.resource.name, &run.id).await.map_err(chain)?;
         let (client, resource) = (&*self.control(&run.to).await?, &*self.resource.name);
-        sequences::apply(Shadow { client, resource, generation: generation.0 }, &known).await.map_err(chain)
+        let shadow = Shadow { client, resource, generation: generation.0 };
+        sequences::apply(shadow, &run.id, &known).await.map_err(chain)
     }
 
     /// Nobody waits for it, and triggers that stay let pass.
@@ -107,7 +108,8 @@ impl Hands {
     /// Sets them as soon as writes are stopped, and again only if a session took numbers before it ended. Then large objects, unlogged
     /// tables and what extensions keep are settled: none of them is in the stream.
     pub(super) async fn set_sequences(&self, zone: &Zone, state: &State) -> Result<(), Failure> {
-        let wanted = state.run.as_ref().map(|run| run.generation);
+        let run = state.run.as_ref().ok_or("no migration is under way")?;
+        let wanted = Some(run.generation);
         let client = self.control(zone).await?;
         let mut fenced = self.fenced.subscribe();
         let mut set: Option<Vec<SequenceState>> = None;
@@ -117,13 +119,13 @@ impl Hands {
             let now = fenced.borrow_and_update().clone();
             match now {
                 Fenced::Raised(generation, states) if Some(generation) == wanted && set.is_none() => {
-                    sequences::apply(shadow, &states).await.map_err(chain)?;
+                    sequences::apply(shadow, &run.id, &states).await.map_err(chain)?;
                     set = Some(states);
                     continue;
                 }
                 Fenced::Done(generation, states, left) if Some(generation) == wanted => {
                     if set.as_ref() != Some(&states) {
-                        sequences::apply(shadow, &states).await.map_err(chain)?;
+                        sequences::apply(shadow, &run.id, &states).await.map_err(chain)?;
                     }
                     let zones = [&*state.primary.0, &*zone.0];
                     let generation = state.generation.0;

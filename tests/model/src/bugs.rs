@@ -48,6 +48,8 @@ pub enum Bug {
     TookOverUnsaid,
     /// `step` takes a way back for the end of the soak before it, also where it is undone: what it did once.
     SoakForgotten,
+    /// Sequences are set wherever the order arrives, however late: what the replicator did.
+    SequencesSetLate,
     /// What an effect outside a run answers counts for the run that has begun since: what the controller did until this
     /// model found it.
     AnswersWithoutRun,
@@ -77,9 +79,14 @@ impl Bug {
         Self::SequencesNotAhead,
         Self::TookOverUnsaid,
     ];
-    /// Those that were in Godwit itself; this model found all but the last.
-    pub const FOUND: [Self; 4] =
-        [Self::AnyRunUndoes, Self::AnyRunDropsTheWayBack, Self::AnswersWithoutRun, Self::SoakForgotten];
+    /// Those that were in Godwit itself; this model found all but the last two.
+    pub const FOUND: [Self; 5] = [
+        Self::AnyRunUndoes,
+        Self::AnyRunDropsTheWayBack,
+        Self::AnswersWithoutRun,
+        Self::SoakForgotten,
+        Self::SequencesSetLate,
+    ];
 
     /// The smallest bound within which it shows.
     pub fn budget(self) -> Budget {
@@ -89,6 +96,7 @@ impl Bug {
             Self::JournalAfterEffect | Self::UnfenceWithoutJournal => Budget { writes: 0, crashes: 1, ..one },
             Self::GenerationUnchecked => Budget { crashes: 1, late: 1, ..one },
             Self::AnyRunUndoes => Budget { writes: 0, moves: 2, failures: 1, late: 1, ..one },
+            Self::SequencesSetLate => Budget { writes: 2, moves: 2, late: 1, ..one },
             Self::AnyRunDropsTheWayBack | Self::AnswersWithoutRun => Budget { moves: 2, ..one },
             Self::SoakForgotten => Budget { writes: 0, moves: 2, ..one },
             Self::NotForestalled | Self::LeaseUnchecked | Self::LeadsWithAnOpenGate => {
@@ -124,7 +132,7 @@ impl Bug {
             Self::AbortAfterCommit => "no abort after the commit",
             Self::AnswersWithoutRun | Self::SoakForgotten => "nothing is retired before both sides are equal",
             Self::OldStreamGoesOn => "nothing reaches a database that clients write to",
-            Self::SequencesNotAhead => "no number of a sequence is given twice",
+            Self::SequencesNotAhead | Self::SequencesSetLate => "no number of a sequence is given twice",
             Self::LeaseUnchecked | Self::LostNotGuarded | Self::TookOverUnsaid => "every run ends",
         }
     }
@@ -154,6 +162,7 @@ impl Bug {
             Self::AnyRunDropsTheWayBack => "any run drops the way back",
             Self::AnswersWithoutRun => "answers without a run count for the next",
             Self::SoakForgotten => "soak forgotten by a way back that is undone",
+            Self::SequencesSetLate => "sequences set late",
         }
     }
 }

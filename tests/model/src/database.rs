@@ -151,6 +151,23 @@ impl Database {
         Ok(())
     }
 
+    /// Sets the sequence of the primary of `generation`, which is the shadow of the one before until then, for the newest run only:
+    /// `replicator::beside::Shadow`.
+    pub fn set_sequence(
+        &mut self,
+        generation: u8,
+        run: u8,
+        number: u8,
+        bug: Option<Bug>,
+    ) -> Result<(), Stale> {
+        let follows = self.epoch + 1 == generation && !self.is_open() && self.claimed == run;
+        if !follows && bug != Some(Bug::SequencesSetLate) {
+            return Err(Stale);
+        }
+        self.sequence = number;
+        Ok(())
+    }
+
     /// What a shadow does that takes over: `guard_fence`, no checkpoint of the old stream, no slot of a way back, and its sequence ahead of
     /// its rows and of what may have been drawn since.
     pub fn take_over(&mut self, generation: u8, bug: Option<Bug>) -> Result<(), Stale> {

@@ -63,7 +63,7 @@ pub const SMALL: [Scenario; 6] = [
 ];
 
 /// Bounds that are looked at in minutes.
-pub const FULL: [Scenario; 10] = [
+pub const FULL: [Scenario; 11] = [
     SMALL[0],
     Scenario {
         name: "one move, more clients",
@@ -78,6 +78,11 @@ pub const FULL: [Scenario; 10] = [
     Scenario {
         name: "there and back",
         budget: Budget { writes: 1, moves: 2, failures: 1, late: 1, ..NOTHING },
+        unseen: &BACK,
+    },
+    Scenario {
+        name: "there and back, more clients",
+        budget: Budget { writes: 2, moves: 2, late: 1, ..NOTHING },
         unseen: &BACK,
     },
     Scenario {

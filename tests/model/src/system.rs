@@ -585,8 +585,7 @@ impl Cutover {
                 if applied >= Some(position) { done } else { Tried::Waits }
             }
             Job::SetSequences(generation, number) => {
-                databases[primary_of(generation)].sequence = number;
-                done
+                by(databases[primary_of(generation)].set_sequence(generation, task.run, number, bug))
             }
             Job::TakeOver(generation) => {
                 if let Some(node) = node {
