@@ -11,6 +11,7 @@ use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd as _, IntoRawFd as _, OwnedFd};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::server::{ListenFds, ShutdownWatch};
@@ -19,7 +20,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::sync::watch;
 
 use super::http::ListenError;
@@ -27,6 +28,10 @@ use crate::lock::lock;
 
 /// Connections that wait to be accepted; the system bounds it (net.core.somaxconn).
 const QUEUE: i32 = 65_535;
+/// When a client that says nothing is asked whether it is there.
+const ASK_AFTER: Duration = Duration::from_mins(1);
+/// How often, and how many times, until it is given up.
+const ASK: (Duration, u32) = (Duration::from_secs(10), 6);
 /// Longest address with what separates it from the next, bytes.
 const ADDRESS: usize = 64;
 /// Sockets in a message: the buffer between two sockets has room for some two hundred messages only.
@@ -79,7 +84,10 @@ impl Sockets {
             if addresses.len() != sockets.len() {
                 return Err(wrong("a message has not as many sockets as addresses"));
             }
-            kept.extend(addresses.into_iter().zip(sockets.into_iter().map(TcpListener::from)));
+            let sockets: Vec<_> = sockets.into_iter().map(TcpListener::from).collect();
+            // The program before may have been without.
+            sockets.iter().try_for_each(finds_who_has_gone)?;
+            kept.extend(addresses.into_iter().zip(sockets));
         }
     }
 
@@ -163,7 +171,15 @@ fn bound(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = at_address(address)?;
     socket.listen(QUEUE)?;
     socket.set_nonblocking(true)?;
-    Ok(socket.into())
+    let socket = socket.into();
+    finds_who_has_gone(&socket)?;
+    Ok(socket)
+}
+
+/// Has the kernel ask clients that say nothing whether they are there: what is accepted on a socket does as that one does (tcp(7)).
+fn finds_who_has_gone(socket: &TcpListener) -> io::Result<()> {
+    let asks = TcpKeepalive::new().with_time(ASK_AFTER).with_interval(ASK.0).with_retries(ASK.1);
+    SockRef::from(socket).set_tcp_keepalive(&asks)
 }
 
 /// A service of pingora on sockets that are kept: it stops accepting when they close, before the server ends.

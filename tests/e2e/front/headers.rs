@@ -55,6 +55,10 @@ async fn only_trusted_peers_speak_for_others() {
 async fn hop_by_hop_headers_stay_here() {
     let raw = Raw::start().await;
     let front = front(&raw, |_| {}).await;
+    for told in ["x-forwarded-client-cert", "X-Request-Id", "traceparent"] {
+        let request = format!("GET / HTTP/1.1\r\nhost: a\r\nconnection: close , {told}\r\n\r\n");
+        assert!(ask(&front, &request).await.starts_with("HTTP/1.1 400"), "{told}");
+    }
     let request = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close, x-mine\r\nx-mine: 1\r\nx-yours: 2\r\nkeep-alive: timeout=5\r\n\
          proxy-connection: keep-alive\r\nte: trailers\r\ntrailer: x\r\nupgrade: h2c\r\n\r\n";
     assert!(ask(&front, request).await.starts_with("HTTP/1.1 200"));
@@ -64,6 +68,24 @@ async fn hop_by_hop_headers_stay_here() {
         assert!(seen.all(name).is_empty(), "{name} in {}", seen.head);
     }
     assert_eq!(seen.one("x-yours"), "2");
+}
+
+/// HTTP/2 lets a client send a line for each, HTTP/1.1 has one for all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cookies_of_http2_arrive_in_one_line() {
+    let raw = Raw::start().await;
+    let front = front(&raw, |front| front.listener.h2c = true).await;
+    let client = hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new())
+        .http2_only(true)
+        .build_http::<http_body_util::Empty<bytes::Bytes>>();
+    let request = http::Request::get(format!("http://{}/", front.address))
+        .header("cookie", "a=1")
+        .header("cookie", "sid=2")
+        .body(http_body_util::Empty::new())
+        .unwrap();
+    let answer = tokio::time::timeout(DEADLINE, client.request(request)).await.expect("an end").unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(raw.take().pop().unwrap().one("cookie"), "a=1; sid=2");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -173,6 +173,7 @@ const TABLE: &[(&str, &str, May)] = &[
     ),
     ("an empty name", "GET /a HTTP/1.1\r\nHost: a\r\n: x\r\n\r\n", SeeNothing),
     ("a line without a colon", "GET /a HTTP/1.1\r\nHost: a\r\nnothing\r\n\r\n", SeeNothing),
+    ("a host that is none", "GET /a HTTP/1.1\r\nHost: a b\r\n\r\n", SeeNothing),
     ("an underscore", "POST /a HTTP/1.1\r\nHost: a\r\nContent_Length: 35\r\n\r\n", SeeOrNot(&["POST /a"])),
     ("a control character in a name", "GET /a HTTP/1.1\r\nHost: a\r\nx\x01y: 1\r\n\r\n", SeeNothing),
     ("parentheses in a name", "GET /a HTTP/1.1\r\nHost: a\r\nx(y): 1\r\n\r\n", SeeNothing),

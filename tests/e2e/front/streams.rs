@@ -222,6 +222,20 @@ async fn tunnels_in_full_swing_end_with_a_close_frame() {
     }
 }
 
+/// For longer than a client may be silent in a request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_may_be_silent() {
+    let endpoint = Streamer::start().await;
+    let mut plain = HttpFront::plain(free(), &[]);
+    plain.settings.timeouts.client = Duration::from_millis(200);
+    let front = Front::of(plain, WIDE, Pool::new(0, "a", &[endpoint.address])).await;
+    let mut tunnel = Listener::start(&front, "/ws").await;
+    let silent = tokio::time::timeout(Duration::from_millis(800), tunnel.stream.read_u8()).await;
+    assert!(silent.is_err(), "it ended: {silent:?}");
+    endpoint.say_more();
+    tunnel.piece("/ws").await;
+}
+
 /// An endpoint that answers so early that its 101, and the first message in the same segment, are there before the request is:
 /// the tunnel stands all the same, each time, with what the client sends in the same segment as its request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

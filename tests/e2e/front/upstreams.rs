@@ -298,6 +298,14 @@ async fn what_has_no_body_waits_for_no_client() {
     let pool = Pool::new(0, "a", &[address]);
     let front = Front::reaching(impatient(), WIDE, pool, HashMap::from([("a".into(), reach)])).await;
     assert_eq!(front.send(front.get("/")).await.0, StatusCode::OK);
+    // HTTP/1.0 needs no host, and HTTP/1.1 may leave it empty.
+    for request in ["GET / HTTP/1.0\r\n\r\n", "GET / HTTP/1.1\r\nhost:\r\nconnection: close\r\n\r\n"] {
+        let mut client = TcpStream::connect(front.address).await.unwrap();
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        tokio::time::timeout(DEADLINE, client.read_to_string(&mut answer)).await.unwrap().unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer} to {request}");
+    }
     let mut took = 0;
     until("it is measured", async || {
         took = front.latencies.take("orders", "a", Segment::FirstByte).max();

@@ -3,7 +3,9 @@
 
 use bytes::Bytes;
 use http::Version;
-use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
+use http::uri::Authority;
+use pingora::http::RequestHeader;
 use pingora::protocols::http::v1::server::HttpSession;
 use pingora::proxy::Session;
 
@@ -38,6 +40,18 @@ pub(super) fn examine(session: &mut Session, settings: &Settings) -> Result<(), 
         if request.version == Version::HTTP_11 && !request.headers.contains_key(HOST) {
             return Err(Fault::BadRequest);
         }
+        let is_none = |host: &HeaderValue| !host.is_empty() && Authority::try_from(host.as_bytes()).is_err();
+        if request.headers.get_all(HOST).iter().any(is_none) {
+            return Err(Fault::BadRequest);
+        }
+        let mut named = request
+            .headers
+            .get_all(CONNECTION)
+            .iter()
+            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+        if named.any(|name| forwarded::is_told(name.trim_ascii())) {
+            return Err(Fault::BadRequest);
+        }
     }
     let made = settings.normalize_paths.then(|| limits::normalize(request.raw_path()).into_owned());
     if let Some(made) = made.filter(|made| made != request.raw_path()) {
@@ -57,6 +71,13 @@ pub(super) fn examine(session: &mut Session, settings: &Settings) -> Result<(), 
         }
     }
     Ok(())
+}
+
+/// Gives a request that names no host one: HTTP/1.0 needs none, an endpoint of HTTP/2 does.
+pub(super) fn name_a_host(request: &mut RequestHeader) -> pingora::Result<()> {
+    let is_named =
+        request.uri.authority().is_some() || request.headers.get(HOST).is_some_and(|host| !host.is_empty());
+    if is_named { Ok(()) } else { request.insert_header(HOST, HeaderValue::from_static("localhost")) }
 }
 
 /// Tells the upstream who asks; returns what the request is known by.

@@ -1,4 +1,5 @@
-//! Keeps the dashboard's session to itself: cookies know no ports, so that a browser shows it to whatever else has the admin API's host name.
+//! Keeps the dashboard's session to itself: cookies know no ports, so that a browser shows it to whatever else has the admin API's host name. And
+//! puts the cookies of an HTTP/2 client, which may come one by one, into the one line that HTTP/1.1 has for them (RFC 9113, 8.2.3).
 
 use http::header::{COOKIE, HeaderValue, SET_COOKIE};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -6,25 +7,28 @@ use pingora::{ErrorType, OrErr, Result};
 
 use crate::admin::access::SESSION;
 
-/// Takes the session out of what a client shows: the endpoint does not get it.
-pub(super) fn take_from(request: &mut RequestHeader) -> Result<()> {
+/// Takes the session out of what a client shows, which the endpoint does not get; the rest is in one line.
+pub(super) fn pass_on(request: &mut RequestHeader) -> Result<()> {
     let shown = request.headers.get_all(COOKIE);
-    if !shown.iter().any(|value| pairs(value).any(is_session)) {
+    let is_one = shown.iter().nth(1).is_none();
+    if is_one && !shown.iter().any(|value| pairs(value).any(is_session)) {
         return Ok(());
     }
-    // Of HTTP/2 there may be a header for each pair.
     let others: Vec<_> = shown
         .iter()
         .map(|value| pairs(value).filter(|pair| !is_session(pair)).collect::<Vec<_>>().join(&b';'))
-        .filter(|value| !value.trim_ascii().is_empty())
+        .map(|value| value.trim_ascii().to_owned())
+        .filter(|value| !value.is_empty())
         .collect();
     request.remove_header(&COOKIE);
-    for value in others {
-        let value =
-            HeaderValue::from_bytes(value.trim_ascii()).or_err(ErrorType::InvalidHTTPHeader, "cookies")?;
-        request.append_header("Cookie", value)?;
+    if others.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let others = others.join(&b"; "[..]);
+    request.insert_header(
+        "Cookie",
+        HeaderValue::from_bytes(&others).or_err(ErrorType::InvalidHTTPHeader, "cookies")?,
+    )
 }
 
 /// Takes a session out of what an endpoint answers: it neither ends nor replaces the dashboard's.
@@ -58,22 +62,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_session_is_not_passed_on() {
+    fn the_session_is_not_passed_on_and_the_rest_is_in_one_line() {
         for (shown, passed) in [
             (&["godwit_session=secret"][..], &[][..]),
             (&["a=1; godwit_session=secret; b=2"], &["a=1; b=2"]),
             (&["godwit_session=secret; a=1"], &["a=1"]),
-            (&["a=1", "godwit_session=secret", "b=2;godwit_session=x"], &["a=1", "b=2"]),
+            (&["a=1", "godwit_session=secret", "b=2;godwit_session=x"], &["a=1; b=2"]),
+            (&["a=1; b=2;", "c=3"], &["a=1; b=2;; c=3"]),
             (
                 &["a=\"b;c=d", "my_godwit_session=1; godwit_session2=2"],
-                &["a=\"b;c=d", "my_godwit_session=1; godwit_session2=2"],
+                &["a=\"b;c=d; my_godwit_session=1; godwit_session2=2"],
             ),
         ] {
             let mut request = RequestHeader::build("GET", b"/", None).unwrap();
             for value in shown {
                 request.append_header("cookie", *value).unwrap();
             }
-            take_from(&mut request).unwrap();
+            pass_on(&mut request).unwrap();
             let left: Vec<_> = request.headers.get_all(COOKIE).iter().collect();
             assert_eq!(left, passed, "{shown:?}");
         }

@@ -220,7 +220,7 @@ impl Fault {
                 ErrorSource::Downstream,
                 ConnectionClosed | H2Error | ReadError | WriteError | WriteTimedout,
             ) => Self::ClientLeft,
-            // Of what is read here only a body, and a tunnel, has a time.
+            // Of what is read here only a body has a time.
             (ErrorSource::Downstream, ReadTimedout) => Self::ClientStalled,
             (ErrorSource::Downstream, _) => Self::BadRequest,
             (ErrorSource::Upstream, ConnectRefused | ConnectNoRoute | ConnectError) => Self::Unreachable,

@@ -8,18 +8,21 @@
 //! room left, a copy never has.
 
 use bytes::Bytes;
-use http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
+use http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION};
 use pingora::http::RequestHeader;
 use pingora::{ErrorType, OrErr, Result};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use super::cookies;
+use crate::fronts::mirror::MARK;
 use crate::traces::{Place, Traces};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// What stays between a client and this front, and the library passes on over HTTP/2; and what a mirrored read is told by.
+const OURS: [HeaderName; 3] = [PROXY_AUTHORIZATION, PROXY_AUTHENTICATE, MARK];
 /// What only a trusted peer may say, besides those above.
 const OF_PROXIES: [HeaderName; 6] = [
     FORWARDED,
@@ -69,6 +72,7 @@ struct Seen {
     id: bool,
     trace: bool,
     cookies: bool,
+    ours: bool,
 }
 
 impl Seen {
@@ -78,6 +82,7 @@ impl Seen {
             match name.as_str() {
                 "traceparent" => seen.trace = true,
                 "cookie" => seen.cookies = true,
+                "proxy-authorization" | "proxy-authenticate" | "godwit-mirror" => seen.ours = true,
                 "x-request-id" => seen.id = true,
                 "x-forwarded-proto" => seen.proto = true,
                 "forwarded" => (seen.forwarded, seen.of_proxies) = (true, true),
@@ -98,8 +103,13 @@ pub(super) fn add(request: &mut RequestHeader, caller: &Caller<'_>) -> Result<Id
             request.remove_header(name);
         }
     }
+    if seen.ours {
+        for name in &OURS {
+            request.remove_header(name);
+        }
+    }
     if seen.cookies {
-        cookies::take_from(request)?;
+        cookies::pass_on(request)?;
     }
     let proto = if caller.secure { "https" } else { "http" };
     if let Some(client) = caller.address {
@@ -129,6 +139,12 @@ pub(super) fn add(request: &mut RequestHeader, caller: &Caller<'_>) -> Result<Id
         request.insert_header(CLIENT_CERT, value(&text)?)?;
     }
     identify(request, seen, caller)
+}
+
+/// Whether the endpoint is told this by the front: a client that names it in `Connection` would have it taken out again.
+pub(super) fn is_told(name: &[u8]) -> bool {
+    let is = |known: &HeaderName| known.as_str().as_bytes().eq_ignore_ascii_case(name);
+    [X_REQUEST_ID, TRACEPARENT].iter().chain(&OF_PROXIES).any(is)
 }
 
 fn identify(request: &mut RequestHeader, seen: Seen, caller: &Caller<'_>) -> Result<Identity> {
@@ -279,6 +295,8 @@ mod tests {
             ("forwarded", "for=10.0.0.9"),
             ("x-real-ip", "192.0.2.1"),
             ("x-forwarded-client-cert", "Hash=00"),
+            ("godwit-mirror", "1"),
+            ("proxy-authorization", "Basic eA=="),
             ("x-request-id", "theirs"),
             ("traceparent", TRACE),
         ]);
@@ -295,7 +313,7 @@ mod tests {
         ] {
             assert_eq!(request.headers.get_all(name).iter().collect::<Vec<_>>(), [value], "{name}");
         }
-        for name in ["forwarded", "x-forwarded-host", "x-real-ip"] {
+        for name in ["forwarded", "x-forwarded-host", "x-real-ip", "godwit-mirror", "proxy-authorization"] {
             assert!(!request.headers.contains_key(name), "{name}");
         }
     }

@@ -128,6 +128,9 @@ impl ProxyHttp for HttpFront {
                 });
             }
         };
+        if pick.reach().http2 {
+            arrival::name_a_host(session.req_header_mut())?;
+        }
         let upgrades = !pick.reach().http2
             && exchange::asks_for_websocket(session.req_header())
             && session.downstream_session.is_body_empty();
@@ -203,6 +206,10 @@ impl ProxyHttp for HttpFront {
         let upgraded = response.status == StatusCode::SWITCHING_PROTOCOLS;
         if !response.status.is_informational() || upgraded {
             exchange.answered(response);
+        }
+        if upgraded {
+            // Either side may be silent for as long as it likes: who has gone is found by the kernel.
+            session.set_read_timeout(None);
         }
         cookies::take_from_answer(response)?;
         if (exchange.place.is_some() || self.routes.clients().leaving()) && !upgraded {

@@ -20,7 +20,7 @@ const AT_ONCE: usize = 16;
 /// How long the shadow may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Says to the service what it is.
-const MARK: HeaderName = HeaderName::from_static("godwit-mirror");
+pub(crate) const MARK: HeaderName = HeaderName::from_static("godwit-mirror");
 
 impl Mirror {
     /// Asks until `stop`. There is one such task for each mirror.

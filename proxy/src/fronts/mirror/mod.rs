@@ -8,6 +8,8 @@
 
 mod ask;
 
+pub(crate) use ask::MARK;
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -27,22 +27,16 @@ mod talk;
 pub(crate) mod verifiers;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::apps::ServerApp;
-use pingora::listeners::{L4BufferSettings, ListenerConfig, TcpSocketOptions};
-use pingora::protocols::{Stream, TcpKeepalive};
+use pingora::listeners::{L4BufferSettings, ListenerConfig};
+use pingora::protocols::Stream;
 use pingora::server::ShutdownWatch;
 use pingora::services::listening::Service;
 
 pub use front::{Active, PostgresFront};
 pub use login::TlsError;
-
-/// When a client that says nothing is asked whether it is there.
-const ASK_AFTER: Duration = Duration::from_mins(1);
-/// How often, and how many times, until it is given up.
-const ASK: (Duration, usize) = (Duration::from_secs(10), 6);
 
 /// The front as pingora serves it.
 pub struct PostgresApp(Arc<PostgresFront>);
@@ -59,12 +53,7 @@ impl ServerApp for PostgresApp {
 pub fn service(front: &Arc<PostgresFront>) -> Service<PostgresApp> {
     let app = PostgresApp(Arc::clone(front));
     let mut service = Service::new(format!("postgres front of {}", front.name), app);
-    let mut options = TcpSocketOptions::default();
-    options.tcp_keepalive =
-        Some(TcpKeepalive { idle: ASK_AFTER, interval: ASK.0, count: ASK.1, user_timeout: Duration::ZERO });
-    let listener = ListenerConfig::tcp(front.settings.listen.to_string())
-        .tcp_socket_options(options)
-        .l4_buffer(L4BufferSettings::unbuffered());
-    service.add_listener(listener);
+    let listener = ListenerConfig::tcp(front.settings.listen.to_string());
+    service.add_listener(listener.l4_buffer(L4BufferSettings::unbuffered()));
     service
 }
