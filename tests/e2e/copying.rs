@@ -540,6 +540,7 @@ async fn the_comment_on_a_foreign_key_comes_with_it_where_the_snapshot_was_lost(
     let peer = LocalPeer::new(pair.target_end(), Options::default());
     let stream = slowly(&pair, peer, 1, 30 << 20);
     whole(&pair, ["owner", "owned"]).await?;
+    pair.to.batch_execute("INSERT INTO owner VALUES (0, 'stays')").await?;
     end_the_copy(&pair).await?;
     stream.wait(|status| status.phase == Phase::Streaming).await?;
     pair.caught_up(&stream).await?;
@@ -547,6 +548,8 @@ async fn the_comment_on_a_foreign_key_comes_with_it_where_the_snapshot_was_lost(
         "SELECT obj_description(oid, 'pg_constraint') FROM pg_constraint WHERE conname = 'owned_by'";
     let comment: Option<String> = pair.to.query_one(comment, &[]).await?.get(0);
     ensure!(comment.as_deref() == Some("kept"), "{comment:?}");
+    let stays = "SELECT EXISTS (SELECT FROM owner WHERE filler = 'stays')";
+    ensure!(pair.to.query_one(stays, &[]).await?.get::<_, bool>(0), "the table was copied again");
     stream.stop().await
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use godwit::demo::zone::RESOURCE;
 use serde_json::json;
 
-use crate::leader::Leader;
+use crate::leader::{Leader, connect};
 use crate::schema::{followed, owner, replicated};
 
 /// What is left of them in the stream fits nowhere, and the shadow's are only dropped once the stream has brought it.
@@ -75,6 +75,10 @@ async fn what_is_left_of_a_table_that_is_gone_keeps_no_stream() -> Result<()> {
     let lent =
         async || Ok(shadow.query_one(lent, &[]).await?.get::<_, String>(0) == "(1,one) (2,two)(1) (2)");
     godwit_tests::waiting::until("what it had for the stream is dropped", lent).await?;
+    // One of that name that comes later is told from it.
+    let known = "SELECT count(*) FROM godwit.identities WHERE (name, source_column) = ('C', 3)";
+    let known: i64 = connect(far).await?.query_one(known, &[]).await?.get(0);
+    ensure!(known == 1, "it is not known which one it was");
     leader.migrate(&far.name).await?;
     leader.until("moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
     Ok(())

@@ -9,13 +9,13 @@
 //! again when the stream is past that, as any column that the source has no more. Where the source's may only be called otherwise by now, nothing
 //! is done.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
-use super::{is_prepared, mark, sync};
+use super::{identities, is_prepared, mark, sync};
 use crate::error::Error;
 use crate::fence::refused;
 use crate::identity;
@@ -104,14 +104,13 @@ async fn lend(
                AND NOT EXISTS (SELECT FROM godwit.identities i WHERE i.target_table = c.oid AND i.source_column = 0))) AS oid) \
         SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), \
           ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped \
-            UNION SELECT i.name FROM godwit.identities i WHERE i.source_table = $1 AND i.target_table = t.oid AND i.name IS NOT NULL) \
+            UNION SELECT i.name FROM godwit.identities i WHERE i.source_table = $1 AND i.target_table = t.oid), t.oid \
         FROM t JOIN pg_catalog.pg_class c ON c.oid = coalesce(pg_catalog.pg_partition_root(t.oid), t.oid) \
         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace";
     let Some(row) = shadow.query_opt(here, &[&number, schema, name]).await.map_err(failed)? else {
         return Ok(Vec::new());
     };
-    let (table, here): (String, BTreeSet<String>) =
-        (row.get(0), row.get::<_, Vec<String>>(1).into_iter().collect());
+    let (table, here, target): (String, Vec<String>, u32) = (row.get(0), row.get(1), row.get(2));
     if columns.iter().flatten().all(|column| here.contains(column)) {
         return Ok(Vec::new());
     }
@@ -126,11 +125,17 @@ async fn lend(
             (false, false) => There::Named(row.get(0)),
         })
         .collect();
-    let gone: BTreeSet<&str> = columns.iter().flat_map(|columns| dropped(columns, &there)).collect();
+    let gone: BTreeMap<&str, i16> = columns.iter().flat_map(|columns| dropped(columns, &there)).collect();
     let mut lent = Vec::new();
-    for column in gone.into_iter().filter(|column| !here.contains(*column)) {
+    for (column, place) in gone.into_iter().filter(|(column, _)| here.iter().all(|here| here != column)) {
         let sql = format!("ALTER TABLE {table} ADD COLUMN {} text", quote_ident(column));
         sync::add(shadow, &table, &sql, true).await?;
+        // One that gets this name on the source by now is another one.
+        let lately =
+            "SELECT attnum FROM pg_catalog.pg_attribute WHERE attrelid = $1::oid AND attname = $2::text";
+        let lately: i16 = shadow.query_one(lately, &[&target, &column]).await.map_err(failed)?.get(0);
+        let known = vec![((number, place), (target, lately), column.to_owned())];
+        identities::write(shadow, &known).await?;
         lent.push(format!("{schema}.{name}.{column}"));
     }
     Ok(lent)
@@ -145,9 +150,9 @@ enum There {
     Named(String),
 }
 
-/// Those of these columns, in a description's order, that the source has dropped for certain: in the places between their neighbours there is none that one
-/// of them may have become by another name.
-fn dropped<'c>(columns: &'c [String], there: &[There]) -> Vec<&'c str> {
+/// Those of these columns, in a description's order, that the source has dropped for certain, and their numbers there: in the places between their neighbours
+/// there is none that one of them may have become by another name.
+fn dropped<'c>(columns: &'c [String], there: &[There]) -> Vec<(&'c str, i16)> {
     let places = columns
         .iter()
         .map(|column| there.iter().position(|place| matches!(place, There::Named(name) if name == column)));
@@ -158,11 +163,12 @@ fn dropped<'c>(columns: &'c [String], there: &[There]) -> Vec<&'c str> {
         let end = (at..columns.len()).find(|next| places[*next].is_some()).unwrap_or(columns.len());
         let after = places[..at].iter().flatten().max().map_or(0, |place| place + 1);
         let before = places[end..].iter().flatten().min().copied().unwrap_or(there.len());
-        if let Some(between) = there.get(after..before)
-            && between.iter().all(|place| !matches!(place, There::Named(_)))
-            && between.iter().filter(|place| **place == There::Dropped).count() >= end - at
+        let between = (1..).zip(there).take(before).skip(after);
+        let free = between.clone().filter(|(_, place)| **place == There::Dropped).map(|(number, _)| number);
+        if between.clone().all(|(_, place)| !matches!(place, There::Named(_)))
+            && free.clone().count() >= end - at
         {
-            found.extend(columns[at..end].iter().map(String::as_str));
+            found.extend(columns[at..end].iter().map(String::as_str).zip(free));
         }
         at = end + 1;
     }
@@ -185,13 +191,14 @@ mod tests {
         };
         let columns = |names: &str| -> Vec<String> { names.split_whitespace().map(Into::into).collect() };
         for (described, now, expected) in [
-            ("id c", "id -", "c"),
-            ("id c", "id - =", "c"),
-            ("id c n", "id - n", "c"),
-            ("id c n", "id - n later", "c"),
-            ("c id", "- id", "c"),
-            ("id b c n", "id - - n", "b c"),
-            ("id b n c", "id - n -", "b c"),
+            ("id c", "id -", "c2"),
+            ("id c", "id - =", "c2"),
+            ("id c", "id = -", "c3"),
+            ("id c n", "id - n", "c2"),
+            ("id c n", "id - n later", "c2"),
+            ("c id", "- id", "c1"),
+            ("id b c n", "id - - n", "b2 c3"),
+            ("id b n c", "id - n -", "b2 c4"),
             ("id c", "id", ""),
             ("id n", "id n", ""),
             // Renamed, or another one since: nobody can tell.
@@ -204,7 +211,11 @@ mod tests {
             ("b c id", "id - c b", ""),
         ] {
             let (described, now) = (columns(described), there(now));
-            assert_eq!(dropped(&described, &now).join(" "), expected, "{described:?} of {now:?}");
+            let found: Vec<String> = dropped(&described, &now)
+                .into_iter()
+                .map(|(column, number)| format!("{column}{number}"))
+                .collect();
+            assert_eq!(found.join(" "), expected, "{described:?} of {now:?}");
         }
     }
 }

@@ -56,7 +56,7 @@ pub(super) async fn remember(
 }
 
 /// What says otherwise is of databases that were there before.
-async fn write(client: &Client, new: &Known) -> Result<(), Error> {
+pub(super) async fn write(client: &Client, new: &Known) -> Result<(), Error> {
     let wrong = "DELETE FROM godwit.identities i USING unnest($1::oid[], $2::smallint[], $3::oid[], $4::smallint[]) AS new(s, sc, t, tc) \
         WHERE (source_table, source_column) = (s, sc) AND (target_table, target_column) <> (t, tc) \
            OR (target_table, target_column) = (t, tc) AND (source_table, source_column) <> (s, sc)";

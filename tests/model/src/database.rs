@@ -233,10 +233,15 @@ impl Database {
         Ok(())
     }
 
+    /// `godwit.claim_way_back`.
+    pub fn claim(&mut self, run: u8) {
+        self.claimed = self.claimed.max(run);
+    }
+
     /// `godwit.claim_way_back`, then the slot of a generation's stream where there is none: it reads what is committed from
     /// now on.
     pub fn make_slot(&mut self, generation: u8, run: u8) {
-        self.claimed = self.claimed.max(run);
+        self.claim(run);
         let here = self.log.len() as u8;
         self.slots[usize::from(generation)].get_or_insert(here);
     }

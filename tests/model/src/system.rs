@@ -558,8 +558,11 @@ impl Cutover {
             Job::MakeReverseSlot(generation) => {
                 let early = node
                     .is_some_and(|node| node.memory.as_ref().is_some_and(|state| state.phase.may_abort()));
-                if bug != Some(Bug::ReverseSlotAfterSwap) || !early {
-                    databases[primary_of(generation)].make_slot(generation, task.run);
+                let database = &mut databases[primary_of(generation)];
+                if bug == Some(Bug::ReverseSlotAfterSwap) && early {
+                    database.claim(task.run);
+                } else {
+                    database.make_slot(generation, task.run);
                 }
                 done
             }
