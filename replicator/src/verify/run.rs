@@ -118,7 +118,8 @@ pub async fn run(
     if let Some(only) = &options.tables {
         restrict(&mut catalog, only)?;
     }
-    let fresh = resume.is_none();
+    // One that ended before it stood anywhere begins.
+    let fresh = resume.as_ref().is_none_or(|progress| *progress == Progress::default());
     let progress = Progress {
         tables: catalog.tables.len() as u64,
         rows_estimate: catalog.tables.iter().map(|table| table.rows).sum(),
@@ -130,6 +131,7 @@ pub async fn run(
         if options.tables.is_none() {
             run.sequences(source, target).await?;
         }
+        run.tell()?;
     }
     let tables = std::mem::take(&mut catalog.tables);
     run.all(&tables).await?;

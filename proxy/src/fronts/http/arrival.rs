@@ -32,16 +32,16 @@ pub(super) fn examine(session: &mut Session, settings: &Settings) -> Result<(), 
     if http1.is_none() && request.headers.contains_key(TRANSFER_ENCODING) {
         return Err(Fault::BadRequest);
     }
+    let names_none = |host: &HeaderValue| !host.is_empty() && Authority::try_from(host.as_bytes()).is_err();
+    if request.headers.get_all(HOST).iter().any(names_none) {
+        return Err(Fault::BadRequest);
+    }
     if let Some(raw) = &http1 {
         // The library obeys the first and drops the second, as RFC 9112 allows; nobody means well by sending both.
         if request.headers.contains_key(TRANSFER_ENCODING) && names_length(raw) {
             return Err(Fault::BadRequest);
         }
         if request.version == Version::HTTP_11 && !request.headers.contains_key(HOST) {
-            return Err(Fault::BadRequest);
-        }
-        let is_none = |host: &HeaderValue| !host.is_empty() && Authority::try_from(host.as_bytes()).is_err();
-        if request.headers.get_all(HOST).iter().any(is_none) {
             return Err(Fault::BadRequest);
         }
         let mut named = request

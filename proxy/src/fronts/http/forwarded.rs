@@ -21,8 +21,8 @@ use crate::traces::{Place, Traces};
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-/// What stays between a client and this front, and the library passes on over HTTP/2; and what a mirrored read is told by.
-const OURS: [HeaderName; 3] = [PROXY_AUTHORIZATION, PROXY_AUTHENTICATE, MARK];
+/// What stays between a client and this front, and the library passes on over HTTP/2.
+const OURS: [HeaderName; 2] = [PROXY_AUTHORIZATION, PROXY_AUTHENTICATE];
 /// What only a trusted peer may say, besides those above.
 const OF_PROXIES: [HeaderName; 6] = [
     FORWARDED,
@@ -73,6 +73,7 @@ struct Seen {
     trace: bool,
     cookies: bool,
     ours: bool,
+    mark: bool,
 }
 
 impl Seen {
@@ -82,7 +83,8 @@ impl Seen {
             match name.as_str() {
                 "traceparent" => seen.trace = true,
                 "cookie" => seen.cookies = true,
-                "proxy-authorization" | "proxy-authenticate" | "godwit-mirror" => seen.ours = true,
+                "proxy-authorization" | "proxy-authenticate" => seen.ours = true,
+                "godwit-mirror" => seen.mark = true,
                 "x-request-id" => seen.id = true,
                 "x-forwarded-proto" => seen.proto = true,
                 "forwarded" => (seen.forwarded, seen.of_proxies) = (true, true),
@@ -107,6 +109,9 @@ pub(super) fn add(request: &mut RequestHeader, caller: &Caller<'_>) -> Result<Id
         for name in &OURS {
             request.remove_header(name);
         }
+    }
+    if seen.mark && !caller.trusted {
+        request.remove_header(&MARK);
     }
     if seen.cookies {
         cookies::pass_on(request)?;

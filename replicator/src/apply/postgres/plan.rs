@@ -70,12 +70,12 @@ pub(super) fn plan(items: &[Item<'_>], order: Order, tables: &Tables) -> Result<
             Change::Delete { relation, old } => {
                 planner.row(find(relation)?, *lsn, |lane| lane.delete(old, *lsn))?;
             }
-            Change::Truncate { relations, restart_identity, .. } => {
+            Change::Truncate { relations, .. } => {
                 let tables = relations
                     .iter()
                     .map(|relation| find(relation).cloned())
                     .collect::<Result<Vec<_>, _>>()?;
-                planner.truncate(&tables, *restart_identity, *lsn)?;
+                planner.truncate(&tables, *lsn)?;
             }
             Change::Message { .. } => {}
         }
@@ -136,11 +136,11 @@ impl<'a> Planner<'a> {
         Ok(self.lanes.len() - 1)
     }
 
-    fn truncate(&mut self, tables: &[Arc<Table>], restart_identity: bool, lsn: Lsn) -> Result<(), Error> {
+    fn truncate(&mut self, tables: &[Arc<Table>], lsn: Lsn) -> Result<(), Error> {
         self.close_all()?;
         if let Some(first) = tables.first() {
             self.done.push(Statement {
-                sql: sql::truncate(tables, restart_identity),
+                sql: sql::truncate(tables),
                 data: Data::None,
                 rows: 0,
                 scans: false,

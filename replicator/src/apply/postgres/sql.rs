@@ -100,14 +100,15 @@ fn full_delete(table: &Table) -> String {
 
 /// Empties these tables and no other. The stream names every published table that a TRUNCATE reached, so one that is not named keeps its rows,
 /// even where it refers to one of these: the source may have had no such foreign key, or the table's rows are of a later point or another lane.
-/// Then they are emptied row by row, which a foreign key does not forbid a replica; what their sequences say comes with the move.
-pub(super) fn truncate(tables: &[Arc<Table>], restart_identity: bool) -> String {
+/// Then they are emptied row by row, which a foreign key does not forbid a replica.
+///
+/// No sequence begins again, as the source's may have: the move sets them to what the source's are, which may be before this is applied.
+pub(super) fn truncate(tables: &[Arc<Table>]) -> String {
     let names: Vec<String> = tables.iter().map(|table| only(table)).collect();
     let oids: Vec<String> = tables
         .iter()
         .map(|table| format!("{}::pg_catalog.regclass", quote_literal(&table.sql_name)))
         .collect();
-    let identity = if restart_identity { " RESTART IDENTITY" } else { "" };
     // CASCADE reaches partitioned tables, whose partitions are named, and unlogged ones, which no stream names.
     let body = format!(
         "BEGIN IF EXISTS ( \
@@ -117,7 +118,7 @@ pub(super) fn truncate(tables: &[Arc<Table>], restart_identity: bool) -> String 
              UNION SELECT k.conrelid FROM reached r JOIN pg_catalog.pg_constraint k ON k.confrelid = r.oid AND k.contype = 'f') \
            SELECT FROM reached r JOIN pg_catalog.pg_class c ON c.oid = r.oid \
            WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND r.oid NOT IN (SELECT oid FROM named)) \
-         THEN DELETE FROM {}; ELSE TRUNCATE {}{identity} CASCADE; END IF; END",
+         THEN DELETE FROM {}; ELSE TRUNCATE {} CASCADE; END IF; END",
         oids.join(", "),
         names.join("; DELETE FROM "),
         names.join(", "),
