@@ -65,6 +65,16 @@ pub(crate) async fn verify(
     follower: &dyn Follower,
     options: &Options,
 ) -> Result<(Progress, Told)> {
+    verify_from(None, source, target, follower, options).await
+}
+
+async fn verify_from(
+    resume: Option<Progress>,
+    source: &Client,
+    target: &Client,
+    follower: &dyn Follower,
+    options: &Options,
+) -> Result<(Progress, Told)> {
     let mut told = Told::default();
     let (_keep, go) = watch::channel(Go::Run);
     let mut happening = |happening| {
@@ -75,7 +85,7 @@ pub(crate) async fn verify(
         }
         Ok(())
     };
-    let progress = run(source, target, follower, options, None, go, &mut happening).await?;
+    let progress = run(source, target, follower, options, resume, go, &mut happening).await?;
     Ok((progress, told))
 }
 
@@ -336,6 +346,10 @@ async fn odd_tables_and_values() -> Result<()> {
     assert_eq!(of("public.codes").len(), 2, "a row without a key: another hash on each side");
     assert_eq!(of("public.columnless"), [Kind::Changed]);
     assert_eq!(told.differences.len(), 16, "{lines:#?}");
+    // Of a run that ended before it stood anywhere nothing was compared.
+    let nowhere = Some(Progress::default());
+    let (progress, again) = verify_from(nowhere, &source, &target, &Still, &quick()).await?;
+    assert_eq!((again.lines(), progress.differences), (lines, 16));
     Ok(())
 }
 
