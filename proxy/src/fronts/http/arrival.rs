@@ -44,6 +44,7 @@ pub(super) fn examine(session: &mut Session, settings: &Settings) -> Result<(), 
         if request.version == Version::HTTP_11 && !request.headers.contains_key(HOST) {
             return Err(Fault::BadRequest);
         }
+        // The library takes out what is named there: what the front says itself must stay.
         let mut named = request
             .headers
             .get_all(CONNECTION)
@@ -129,6 +130,16 @@ mod tests {
         let timeouts = Timeouts { client, ..Timeouts::default() };
         examine(&mut session, &Settings { timeouts, ..Settings::default() }).unwrap();
         session.get_keepalive()
+    }
+
+    #[test]
+    fn a_host_may_be_whatever_names_one() {
+        for host in ["a", "a:", "a:80", "[::1]:80", "a_b.example", "10.0.0.1:8080", "a.b.", "*.a", "a~b"] {
+            assert!(Authority::try_from(host.as_bytes()).is_ok(), "{host}");
+        }
+        for none in ["a b", "a/b", "a\\b", "a?b", "ä", "[::1", "a:b:c"] {
+            assert!(Authority::try_from(none.as_bytes()).is_err(), "{none}");
+        }
     }
 
     #[tokio::test]
