@@ -529,11 +529,10 @@ impl Hands {
             return Ok(());
         };
         let looked = async {
-            let client = self.databases.get(&zone.0, Purpose::Control).await?;
-            lead::look(&client, &state.resource).await
+            let client = self.control(zone).await?;
+            lead::look(&client, &state.resource).await.map_err(chain)
         };
-        let lease =
-            looked.await.map_err(|error| format!("nobody knows who leads {zone}: {}", chain(error)))?;
+        let lease = looked.await.map_err(|why| format!("nobody knows who leads {zone}: {why}"))?;
         match lease.another_leads(state.generation.0, me) {
             None => Ok(()),
             Some(why) => Err(format!("{zone} is not this node's shadow any more: {why}")),

@@ -266,7 +266,6 @@ impl Verifications {
             started_ms: clock::now().0,
             ..VerificationView::default()
         };
-        let mut resume = None;
         if request.resume {
             if !matches!(last.state, Standing::Stopped | Standing::Failed) {
                 return conflict("there is no verification to resume: the last one was not stopped".into());
@@ -277,7 +276,6 @@ impl Verifications {
                     last.source, last.target
                 ));
             }
-            resume = Some(last.progress.clone());
             view.request = Request { resume: true, ..last.request };
             (view.progress, view.differences, view.notes) = (last.progress, last.differences, last.notes);
         } else {
@@ -287,7 +285,7 @@ impl Verifications {
             known.begun.clear();
         }
         self.view.send_replace(view.clone());
-        *task = Some(tokio::spawn(self.clone().run(view.clone(), resume)));
+        *task = Some(tokio::spawn(self.clone().run(view.clone())));
         Ok(view)
     }
 
@@ -371,9 +369,9 @@ impl Verifications {
         self.kept(view, &known)
     }
 
-    async fn run(self: Arc<Self>, begun: VerificationView, resume: Option<Progress>) {
+    async fn run(self: Arc<Self>, begun: VerificationView) {
         let work = async {
-            let result = self.compare(&begun, resume).await;
+            let result = self.compare(&begun).await;
             self.change(&begun, |view| view.end(result));
         };
         tokio::select! {
@@ -406,7 +404,8 @@ impl Verifications {
         });
     }
 
-    async fn compare(&self, begun: &VerificationView, resume: Option<Progress>) -> Result<Progress, Error> {
+    /// Goes on from where `begun` stands.
+    async fn compare(&self, begun: &VerificationView) -> Result<Progress, Error> {
         let (source, target) = tokio::try_join!(
             self.databases.take(&begun.source, Purpose::Verify),
             self.databases.take(&begun.target, Purpose::Verify)
@@ -417,7 +416,7 @@ impl Verifications {
             seen.map_err(|error| Error::Unready(chain(error)))
         };
         let seen = look().await?;
-        if resume.as_ref().is_none_or(|progress| *progress == Progress::default()) {
+        if begun.progress == Progress::default() {
             lock(&self.known).begin(&seen);
         }
         let follower = Streaming { streams: self.streams.clone(), generation: Generation(begun.generation) };
@@ -444,6 +443,7 @@ impl Verifications {
             self.change(begun, |view| view.take(happening));
             Ok(())
         };
+        let resume = begun.progress.clone();
         let mut progress =
             verify::run(&source, &target, &follower, &options, resume, go, &mut happening).await?;
         if options.tables.is_none() {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
-use super::{identities, is_prepared, mark, sync};
+use super::{identities, is_prepared, mark, sync, target_table};
 use crate::error::Error;
 use crate::fence::refused;
 use crate::identity;
@@ -96,18 +96,18 @@ async fn lend(
 ) -> Result<Vec<String>, Error> {
     let failed = |error| refused("look for columns that are gone")(error);
     let Described { schema, name, columns } = described;
-    // As the applier finds it. A partition's columns are its parent's.
-    let here = "WITH t AS (SELECT coalesce( \
-            (SELECT i.target_table FROM godwit.identities i WHERE i.source_table = $1::oid AND i.source_column = 0 LIMIT 1), \
-            (SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-             WHERE n.nspname = $2::text AND c.relname = $3::text \
-               AND NOT EXISTS (SELECT FROM godwit.identities i WHERE i.target_table = c.oid AND i.source_column = 0))) AS oid) \
+    // A partition's columns are its parent's.
+    let here = concat!(
+        "WITH t AS (SELECT ",
+        target_table!(),
+        " AS oid) \
         SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), \
           ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped \
-            UNION SELECT i.name FROM godwit.identities i WHERE i.source_table = $1 AND i.target_table = t.oid), t.oid \
+            UNION SELECT i.name FROM godwit.identities i WHERE i.source_table = $3 AND i.target_table = t.oid), t.oid \
         FROM t JOIN pg_catalog.pg_class c ON c.oid = coalesce(pg_catalog.pg_partition_root(t.oid), t.oid) \
-        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace";
-    let Some(row) = shadow.query_opt(here, &[&number, schema, name]).await.map_err(failed)? else {
+        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+    );
+    let Some(row) = shadow.query_opt(here, &[schema, name, &number]).await.map_err(failed)? else {
         return Ok(Vec::new());
     };
     let (table, here, target): (String, Vec<String>, u32) = (row.get(0), row.get(1), row.get(2));

@@ -28,6 +28,20 @@ pub(super) fn value(number: u32) -> Number {
 /// What is known of who is who: source, shadow, and a name that it has or had on the source.
 pub(super) type Known = Vec<(Number, Number, String)>;
 
+/// The number of the shadow's table that is the source's table `$3`, called `$2` in schema `$1` there: the one that is known to be it, whatever it is called; one
+/// that is known to be none is found by its name.
+macro_rules! target_table {
+    () => {
+        "coalesce( \
+           (SELECT i.target_table FROM godwit.identities i JOIN pg_catalog.pg_class c ON c.oid = i.target_table \
+            WHERE i.source_table = $3::oid AND i.source_column = 0 LIMIT 1), \
+           (SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+            WHERE n.nspname = $1::text AND c.relname = $2::text \
+              AND NOT EXISTS (SELECT FROM godwit.identities i WHERE i.target_table = c.oid AND i.source_column = 0)))"
+    };
+}
+pub(crate) use target_table;
+
 /// Reads what the shadow knows; none where it was not prepared yet.
 pub(super) async fn read(shadow: &Client) -> Result<Option<Known>, Error> {
     let context = "read which table is which";

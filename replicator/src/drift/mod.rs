@@ -41,6 +41,9 @@ use kinds::{
     APART, ASIDE, HARMLESS, LONG, MADE_ANEW, OPTIONS, REPLACED, ROW_TYPE, STRICT, UNVALIDATED, WHOLE,
 };
 
+pub(crate) use identities::target_table;
+pub(crate) use rewritten::{are_as_named, named};
+
 pub use fill::{Filling, Numbered, Sides, not_whole, seed_anew};
 pub use keyless::{identify, published_keyless, unpublish, unpublished as not_published};
 pub use sync::{Synced, mark, sync};
@@ -216,16 +219,6 @@ pub(crate) async fn dumped(source: &Client, goes_on: bool) -> Result<(), Error> 
     let says = fingerprint(source).await?;
     rewritten::dumped(source, &says, goes_on).await?;
     worded::dumped(source, &says, goes_on).await
-}
-
-/// Writes down on the source what its tables are called while a copy of all begins.
-pub(crate) async fn named(source: &Client) -> Result<(), Error> {
-    rewritten::named(source).await
-}
-
-/// Whether all of these, by schema and name, are the tables that were called so when the copy began.
-pub(crate) async fn are_as_named(source: &Client, tables: &[(&str, &str)]) -> Result<bool, Error> {
-    rewritten::are_as_named(source, tables).await
 }
 
 /// Writes down what is seen of both for the first time (which of one is which of the other; what either calls the same thing): on the

@@ -5,7 +5,7 @@
 //! which file its tables' rows were (`godwit.files`), and of a column that came with another file the rows themselves are asked. So are those of one
 //! with a default that is not what older rows have, where nothing is written down of its table.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use tokio_postgres::Client;
 
@@ -125,7 +125,7 @@ pub(super) async fn dumped(source: &Client, says: &Fingerprint, goes_on: bool) -
 }
 
 /// Writes down on the source what each of its tables is called while a copy of all begins.
-pub(super) async fn named(source: &Client) -> Result<(), Error> {
+pub(crate) async fn named(source: &Client) -> Result<(), Error> {
     if !is_prepared(source, TABLE).await? {
         return Ok(());
     }
@@ -133,8 +133,8 @@ pub(super) async fn named(source: &Client) -> Result<(), Error> {
     source.batch_execute(&sql).await.map_err(refused("write down what tables are called"))
 }
 
-/// Whether all of these are what was called so then: none was made or renamed since.
-pub(super) async fn are_as_named(source: &Client, tables: &[(&str, &str)]) -> Result<bool, Error> {
+/// Whether all of these, by schema and name, are what was called so then: none was made or renamed since.
+pub(crate) async fn are_as_named(source: &Client, tables: &HashSet<(&str, &str)>) -> Result<bool, Error> {
     if !is_prepared(source, TABLE).await? {
         return Ok(true);
     }

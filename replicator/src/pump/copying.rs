@@ -124,7 +124,7 @@ async fn hold(
             let wanted = |table: &TableToCopy| !whole.contains(&(&*table.schema, &*table.name));
             let held = Held::open(dsn, &name(spec), exported, wanted).await?;
             // The stream tells of no table that is dropped, or called as another one was.
-            if drift::are_as_named(client, &whole.into_iter().collect::<Vec<_>>()).await? {
+            if drift::are_as_named(client, &whole).await? {
                 lease.set(Some(held));
                 return Ok(consistent_point);
             }

@@ -99,14 +99,14 @@ const MAX_TOO_SLOW: u32 = 12;
 
 /// Compares two databases between which a stream runs, and tells what is found as it is found. Returns the end's progress.
 ///
-/// `resume`: where an earlier run stood. Each client is one's own: its session settings are changed. An error of
+/// `resume`: where an earlier run stood; by default it begins. Each client is one's own: its session settings are changed. An error of
 /// `happening` ends it. Dropping the future is safe; a statement under way ends by its timeout.
 pub async fn run(
     source: &Client,
     target: &Client,
     follower: &dyn Follower,
     options: &Options,
-    resume: Option<Progress>,
+    resume: Progress,
     go: watch::Receiver<Go>,
     happening: &mut (dyn FnMut(Happening) -> Result<(), Error> + Send),
 ) -> Result<Progress, Error> {
@@ -118,12 +118,11 @@ pub async fn run(
     if let Some(only) = &options.tables {
         restrict(&mut catalog, only)?;
     }
-    // One that ended before it stood anywhere begins.
-    let fresh = resume.as_ref().is_none_or(|progress| *progress == Progress::default());
+    let fresh = resume == Progress::default();
     let progress = Progress {
         tables: catalog.tables.len() as u64,
         rows_estimate: catalog.tables.iter().map(|table| table.rows).sum(),
-        ..resume.unwrap_or_default()
+        ..resume
     };
     let mut run = Run { reader: &reader, brakes, options, progress, happening };
     if fresh {

@@ -32,7 +32,11 @@ pub(super) fn examine(session: &mut Session, settings: &Settings) -> Result<(), 
     if http1.is_none() && request.headers.contains_key(TRANSFER_ENCODING) {
         return Err(Fault::BadRequest);
     }
-    let names_none = |host: &HeaderValue| !host.is_empty() && Authority::try_from(host.as_bytes()).is_err();
+    // Most need not be copied to be read.
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
+    let names_none = |host: &HeaderValue| {
+        !host.as_bytes().iter().all(is_plain) && Authority::try_from(host.as_bytes()).is_err()
+    };
     if request.headers.get_all(HOST).iter().any(names_none) {
         return Err(Fault::BadRequest);
     }

@@ -10,6 +10,7 @@ use super::window;
 use crate::apply::window::Window;
 use crate::change::{Change, Relation, ReplicaIdentity};
 use crate::drift::fill;
+use crate::drift::target_table;
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::postgres::quote_ident;
@@ -94,19 +95,15 @@ impl Transport {
     }
 }
 
-/// The table is the one that is known to be the source's (`godwit.identities`), whatever it is called; one that is not known is found by its name.
-/// It is one by its OID, which the planner must see: everything else is then looked up by that, and no catalogue is read whole.
+/// The table is one by its OID ([`target_table`]), which the planner must see: everything else is then looked up by that, and no catalogue is read whole.
 /// Columns (one row without a name if there are none); for each whether it is in the key of the best unique index (its replica identity, where it has one), and the equality of a unique index that it is in.
 const COLUMNS: &str = concat!(
     "\
-WITH known AS (SELECT i.target_table AS oid FROM godwit.identities i JOIN pg_catalog.pg_class c ON c.oid = i.target_table \
-               WHERE i.source_table = $3::oid AND i.source_column = 0 LIMIT 1), \
-c AS (SELECT c.oid, c.relkind, c.relreplident, n.nspname, c.relname \
+WITH c AS (SELECT c.oid, c.relkind, c.relreplident, n.nspname, c.relname \
       FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-      WHERE c.oid = coalesce((SELECT oid FROM known), \
-        (SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-         WHERE n.nspname = $1::text AND c.relname = $2::text \
-           AND NOT EXISTS (SELECT FROM godwit.identities i WHERE i.target_table = c.oid AND i.source_column = 0)))), \
+      WHERE c.oid = ",
+    target_table!(),
+    "), \
 best AS (SELECT i.indkey::int2[] AS attnums, i.indnkeyatts FROM c JOIN pg_catalog.pg_index i ON i.indrelid = c.oid \
          WHERE i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL \
            AND NOT EXISTS (SELECT FROM unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) AS k(attnum) \

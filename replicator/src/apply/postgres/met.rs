@@ -27,9 +27,7 @@ impl Met {
         for relation in changes.into_iter().flat_map(Change::relations) {
             if self.last.as_ref().is_none_or(|last| !Arc::ptr_eq(last, relation)) {
                 self.last = Some(Arc::clone(relation));
-                if !self.all.contains(relation) {
-                    self.all.insert(Arc::clone(relation));
-                }
+                self.all.insert(Arc::clone(relation));
             }
         }
     }
