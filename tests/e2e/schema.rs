@@ -141,13 +141,20 @@ async fn a_column_that_comes_before_older_changes_is_kept_by_them() -> Result<()
     until("the applier has met the table", equal).await?;
     // It can begin nothing.
     somebody.batch_execute("BEGIN; SELECT FROM godwit.progress FOR UPDATE").await?;
-    primary.batch_execute("UPDATE marks SET place = DEFAULT").await?;
-    primary.batch_execute("ALTER TABLE marks ADD COLUMN note text DEFAULT 'a'").await?;
-    primary.batch_execute("ALTER TABLE marks ALTER COLUMN note DROP DEFAULT").await?;
+    for sql in [
+        "UPDATE marks SET place = DEFAULT; INSERT INTO marks VALUES (10)",
+        "ALTER TABLE marks ADD COLUMN note text NOT NULL DEFAULT 'a', ADD COLUMN later int, ADD COLUMN other text DEFAULT 'c'",
+        "ALTER TABLE marks ALTER COLUMN note DROP DEFAULT, ALTER COLUMN later SET DEFAULT 1, ALTER COLUMN other SET DEFAULT 'd'",
+        "INSERT INTO marks (id, note) VALUES (11, 'b')",
+    ] {
+        primary.batch_execute(sql).await?;
+    }
     let after = sync(&leader, false).await?;
     ensure!(after.done.iter().any(|done| done.contains(" ADD COLUMN ")), "{after:#?}");
     somebody.batch_execute("COMMIT").await?;
     until("both have the same rows", equal).await?;
+    let after = sync(&leader, false).await?;
+    ensure!(after.differences.is_empty(), "new rows get the same as well: {after:#?}");
     leader.ready().await.map(drop)
 }
 

@@ -66,17 +66,14 @@ SELECT CASE WHEN t.relpartbound IS NULL THEN 'child of' ELSE 'partition of' END,
 FROM ours t JOIN pg_catalog.pg_inherits h ON h.inhrelid = t.oid JOIN ours p ON p.oid = h.inhparent
 UNION ALL
 SELECT 'column', owner, name, definition,
-       -- Rows from before it was added must get what they have here. Where that cannot be told, there is no SQL.
+       -- Rows from before it was added must get what they have here, those that the stream has yet to bring as well: what it is given by default
+       -- since then follows when these are there. Where that cannot be told, there is no SQL.
        CASE WHEN inherited OR identity <> '' THEN NULL
             WHEN generated <> '' THEN format('ALTER TABLE %s ADD COLUMN %I %s', owner, name, definition)
-            WHEN has_missing THEN concat_ws('; ',
-              format('ALTER TABLE %s ADD COLUMN %I %s DEFAULT %L%s', owner, name, kind, missing, CASE WHEN filled THEN ' NOT NULL' ELSE '' END),
-              CASE WHEN value IS NULL THEN format('ALTER TABLE %s ALTER COLUMN %I DROP DEFAULT', owner, name)
-                   ELSE format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT %s', owner, name, value) END)
-            WHEN NOT somewhere THEN concat_ws('; ',
-              format('ALTER TABLE %s ADD COLUMN %I %s', owner, name, kind),
-              -- Given later, it is not what older rows have: `rewritten.rs` asks them in case of doubt.
-              CASE WHEN value IS NOT NULL THEN format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT %s', owner, name, value) END) END
+            WHEN has_missing THEN
+              format('ALTER TABLE %s ADD COLUMN %I %s DEFAULT %L%s', owner, name, kind, missing, CASE WHEN filled THEN ' NOT NULL' ELSE '' END)
+            -- A default that it has was given later, and is not what older rows have: `rewritten.rs` asks them in case of doubt.
+            WHEN NOT somewhere THEN format('ALTER TABLE %s ADD COLUMN %I %s', owner, name, kind) END
 FROM defined
 UNION ALL
 SELECT 'published', t.name, '', CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid

@@ -59,11 +59,10 @@ fn untold(source: &Fingerprint, shadow: &Fingerprint) -> Vec<Key> {
     let rewritten = tables(source, |noted, file| noted.is_some_and(|noted| noted != file));
     let unsure = tables(source, |noted, file| noted != Some(file));
     let new = source.things.iter().filter(|(key @ (kind, table, _), shape)| {
-        let mut steps = shape.sql.iter().flat_map(|sql| sql.split("; "));
         let bare = columns::kind(&shape.definition)
-            .zip(steps.next())
+            .zip(shape.sql.as_ref())
             .is_some_and(|(kind, add)| add.ends_with(&format!(" {kind}")));
-        let doubtful = if steps.next().is_some() { &unsure } else { &rewritten };
+        let doubtful = if columns::has_default(&shape.definition) { &unsure } else { &rewritten };
         let new = kind == "column" && bare && !shadow.things.contains_key(*key);
         new && doubtful.contains(table.as_str()) && !lacks(table)
     });
@@ -229,8 +228,8 @@ mod tests {
             for table in ["s.t", "s.p"] {
                 let sql = format!("ALTER TABLE {table} ADD COLUMN {column} uuid");
                 let (sql, definition) = match *column {
-                    "old" => (format!("{sql} DEFAULT 'x'; …"), "uuid"),
-                    "late" => (format!("{sql}; …"), "uuid DEFAULT 'x'"),
+                    "old" => (format!("{sql} DEFAULT 'x'"), "uuid"),
+                    "late" => (sql, "uuid DEFAULT 'x'"),
                     _ => (sql, "uuid"),
                 };
                 side.things

@@ -104,14 +104,14 @@ mod tests {
         for (wanted, there, sql) in [
             ("domain over text NOT NULL", "domain over text", "t SET NOT NULL, caught up"),
             ("domain over text", "domain over text NOT NULL", "t DROP NOT NULL"),
-            ("domain over text DEFAULT 'a' NOT NULL", "domain over text", "t SET DEFAULT 'a'"),
-            ("domain over text", "domain over text DEFAULT 'a'", "t DROP DEFAULT"),
+            ("domain over text DEFAULT 'a' NOT NULL", "domain over text", "t SET DEFAULT 'a', caught up"),
+            ("domain over text", "domain over text DEFAULT 'a'", "t DROP DEFAULT, caught up"),
             ("domain over integer", "domain over text", "-"),
             ("domain over text COLLATE public.folded", "domain over text", "-"),
             (
                 "domain over text COLLATE public.folded",
                 "domain over text COLLATE public.folded DEFAULT 'a'",
-                "t DROP DEFAULT",
+                "t DROP DEFAULT, caught up",
             ),
             (
                 "(a text, b text COLLATE public.folded)",
