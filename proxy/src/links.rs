@@ -187,7 +187,13 @@ impl Local {
         let (database, copy) = self
             .databases
             .get(&spec.resource)
-            .ok_or_else(|| format!("resource {} has no database in {} here", spec.resource, self.zone))?;
+            .ok_or_else(|| {
+                let (resource, zone) = (&spec.resource, &self.zone);
+                format!(
+                    "resource {resource} has no database in {zone} here: this node knows what its own files said when it started \
+                     (resources.{resource}.placements.{zone}.postgres), not what another reserved"
+                )
+            })?;
         let (end, zone) = match hello.role {
             Role::Push => (target_end(database), &spec.target_zone),
             Role::Pull => (source_end(database, self.spill.clone(), copy.clone()), &spec.source_zone),

@@ -1,13 +1,15 @@
-//! Tables that are altered, written and dropped before the shadow has followed, and a shadow that is emptied while it follows.
+//! Tables that are altered, written and dropped before the shadow has followed, those that changed while it was behind, and a shadow that is emptied while it follows.
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use godwit::demo::zone::RESOURCE;
+use godwit::demo::zone::{Playground, RESOURCE};
+use godwit_tests::waiting::until;
 use serde_json::json;
+use tokio_postgres::Client;
 
-use crate::leader::{Leader, connect};
-use crate::schema::{followed, owner, replicated};
+use crate::leader::{Leader, connect, options};
+use crate::schema::{followed, owner, replicated, sync};
 
 /// What is left of them in the stream fits nowhere, and the shadow's are only dropped once the stream has brought it.
 #[tokio::test(flavor = "multi_thread")]
@@ -116,4 +118,45 @@ async fn a_shadow_is_emptied_while_its_schema_is_brought_up() -> Result<()> {
         ensure!(shadow.query_one(&last, &[]).await?.get::<_, bool>(0), "round {round}");
     }
     Ok(())
+}
+
+/// What the applier goes on with is older than the column: rows that it deletes and inserts again keep that as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_comes_before_older_changes_is_kept_by_them() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [near, far] = &playground.zones;
+    let primary = connect(near).await?;
+    primary
+        .batch_execute(
+            "CREATE TABLE marks (id int PRIMARY KEY, place int GENERATED ALWAYS AS IDENTITY, n int DEFAULT 0);
+             INSERT INTO marks (id) SELECT generate_series(1, 9)",
+        )
+        .await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let (shadow, somebody) = (connect(far).await?, connect(far).await?);
+    let equal = async || {
+        let rows = "SELECT string_agg(m::text, ' ' ORDER BY id) FROM marks m";
+        let all = async |client: &Client| anyhow::Ok(client.query_one(rows, &[]).await?.get::<_, String>(0));
+        Ok(all(&primary).await? == all(&shadow).await?)
+    };
+    primary.batch_execute("UPDATE marks SET n = 1").await?;
+    until("the applier has met the table", equal).await?;
+    // It can begin nothing.
+    somebody.batch_execute("BEGIN; SELECT FROM godwit.progress FOR UPDATE").await?;
+    for sql in [
+        "UPDATE marks SET place = DEFAULT; INSERT INTO marks VALUES (10)",
+        "ALTER TABLE marks ADD COLUMN note text NOT NULL DEFAULT 'a', ADD COLUMN later int, ADD COLUMN other text DEFAULT 'c'",
+        "ALTER TABLE marks ALTER COLUMN note DROP DEFAULT, ALTER COLUMN later SET DEFAULT 1, ALTER COLUMN other SET DEFAULT 'd'",
+        "INSERT INTO marks (id, note) VALUES (11, 'b')",
+    ] {
+        primary.batch_execute(sql).await?;
+    }
+    let after = sync(&leader, false).await?;
+    ensure!(after.done.iter().any(|done| done.contains(" ADD COLUMN ")), "{after:#?}");
+    somebody.batch_execute("COMMIT").await?;
+    until("both have the same rows", equal).await?;
+    let after = sync(&leader, false).await?;
+    ensure!(after.differences.is_empty(), "new rows get the same as well: {after:#?}");
+    leader.ready().await.map(drop)
 }

@@ -117,47 +117,6 @@ async fn compared(leader: &Leader<'_>) -> Result<SchemaView> {
     leader.client.fetch(&format!("/api/v1/resources/{RESOURCE}/schema")).await
 }
 
-/// What the applier goes on with is older than the column: rows that it deletes and inserts again keep that as well.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_column_that_comes_before_older_changes_is_kept_by_them() -> Result<()> {
-    let playground = Playground::start(&options(false)?).await?;
-    let [near, far] = &playground.zones;
-    let primary = connect(near).await?;
-    primary
-        .batch_execute(
-            "CREATE TABLE marks (id int PRIMARY KEY, place int GENERATED ALWAYS AS IDENTITY, n int DEFAULT 0);
-             INSERT INTO marks (id) SELECT generate_series(1, 9)",
-        )
-        .await?;
-    let mut leader = Leader::start(&playground, &[])?;
-    leader.ready().await?;
-    let (shadow, somebody) = (connect(far).await?, connect(far).await?);
-    let equal = async || {
-        let rows = "SELECT string_agg(m::text, ' ' ORDER BY id) FROM marks m";
-        let all = async |client: &Client| anyhow::Ok(client.query_one(rows, &[]).await?.get::<_, String>(0));
-        Ok(all(&primary).await? == all(&shadow).await?)
-    };
-    primary.batch_execute("UPDATE marks SET n = 1").await?;
-    until("the applier has met the table", equal).await?;
-    // It can begin nothing.
-    somebody.batch_execute("BEGIN; SELECT FROM godwit.progress FOR UPDATE").await?;
-    for sql in [
-        "UPDATE marks SET place = DEFAULT; INSERT INTO marks VALUES (10)",
-        "ALTER TABLE marks ADD COLUMN note text NOT NULL DEFAULT 'a', ADD COLUMN later int, ADD COLUMN other text DEFAULT 'c'",
-        "ALTER TABLE marks ALTER COLUMN note DROP DEFAULT, ALTER COLUMN later SET DEFAULT 1, ALTER COLUMN other SET DEFAULT 'd'",
-        "INSERT INTO marks (id, note) VALUES (11, 'b')",
-    ] {
-        primary.batch_execute(sql).await?;
-    }
-    let after = sync(&leader, false).await?;
-    ensure!(after.done.iter().any(|done| done.contains(" ADD COLUMN ")), "{after:#?}");
-    somebody.batch_execute("COMMIT").await?;
-    until("both have the same rows", equal).await?;
-    let after = sync(&leader, false).await?;
-    ensure!(after.differences.is_empty(), "new rows get the same as well: {after:#?}");
-    leader.ready().await.map(drop)
-}
-
 /// Views, functions, triggers and what a role may do: a service misses them as it would a column.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_stands_around_the_tables_is_brought_up_as_well() -> Result<()> {
@@ -171,7 +130,7 @@ async fn what_stands_around_the_tables_is_brought_up_as_well() -> Result<()> {
         .batch_execute(
             "CREATE FUNCTION tax(price int) RETURNS int LANGUAGE sql AS 'SELECT price / 5';
              CREATE VIEW dear AS SELECT id FROM orders WHERE id > 1; CREATE MATERIALIZED VIEW sums AS SELECT 1 AS one;
-             CREATE SEQUENCE numbers; CREATE TABLE secrets (id int PRIMARY KEY, word text)",
+             CREATE SEQUENCE numbers; CREATE SEQUENCE far_on; CREATE TABLE secrets (id int PRIMARY KEY, word text)",
         )
         .await?;
     let mut leader = Leader::start(&playground, &[])?;
@@ -190,7 +149,7 @@ async fn what_stands_around_the_tables_is_brought_up_as_well() -> Result<()> {
         CREATE FUNCTION feels(m mood, n positive) RETURNS mood LANGUAGE sql BEGIN ATOMIC SELECT m; END;
         CREATE OR REPLACE VIEW dear AS SELECT id, id * 2 AS twice FROM orders WHERE id > 2;
         CREATE VIEW a_first AS SELECT twice FROM dear; CREATE SCHEMA reports; CREATE VIEW reports.daily AS SELECT tax(1);
-        ALTER SEQUENCE numbers INCREMENT BY 10; CREATE SEQUENCE reports.other CYCLE;
+        ALTER SEQUENCE numbers INCREMENT BY 10; ALTER SEQUENCE far_on MINVALUE 500 START 500 RESTART; CREATE SEQUENCE reports.other CYCLE;
         CREATE TRIGGER stamps BEFORE INSERT ON secrets FOR EACH ROW EXECUTE FUNCTION stamp();
         ALTER TABLE secrets ENABLE ROW LEVEL SECURITY; CREATE POLICY mine ON secrets USING (word <> 'other');
         CREATE STATISTICS secrets_both ON id, word FROM secrets;
