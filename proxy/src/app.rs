@@ -176,6 +176,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     }
 
     let begun = leading::lead_all(&config, &journal)?;
+    freezes.reload()?;
     belongings.settled.store(true, Ordering::Release);
     if let Err(error) = leading::taken_out::warn(&config, &journal) {
         tracing::warn!(%error, "which resources are in the configuration no more cannot be read");

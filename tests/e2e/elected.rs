@@ -146,9 +146,13 @@ async fn another_node_leads_when_the_first_is_gone() -> Result<()> {
     other.migrate(&far.name).await?;
     other.until("it moves", |view| view.primary == far.name && view.phase == "shadowing").await?;
 
-    // Told to end, it gives up its lease. The journal of the one that leads next knows of no move.
+    // Told to end, it gives up its lease, and leaves what was decided a moment ago. The journal of the one that leads next knows of no move.
+    other.client.send(&orders("freeze"), &json!({ "why": "at the last moment" })).await?;
     other.node.signal(Signal::TERM)?;
     leads(&mut one).await?;
+    let frozen: Value = one.client.fetch("/api/v1/freezes").await?;
+    ensure!(frozen.to_string().contains("at the last moment"), "{frozen}");
+    one.client.call_with(Method::DELETE, &orders("freeze"), None, &[]).await?;
     let view = one.ready().await?;
     ensure!(view.primary == far.name && view.generation == 2, "{view:#?}");
     one.migrate(&near.name).await?;

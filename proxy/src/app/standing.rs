@@ -198,7 +198,7 @@ impl Lead {
         let kept = runtime.spawn(async move {
             match ended.run_until_cancelled(election.keep(&estate)).await {
                 Some(why) => anew.begin(why),
-                None => election.resign().await,
+                None => election.hand_over(&estate).await,
             }
         });
         Self { runtime: runtime.clone(), ends, kept: Some(kept) }

@@ -4,7 +4,7 @@ mod approving;
 mod between;
 mod planned;
 mod shown;
-mod taking_back;
+pub(crate) mod taking_back;
 mod tasks;
 
 use std::collections::HashMap;

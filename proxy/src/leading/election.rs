@@ -292,7 +292,7 @@ impl Election {
                 }
                 _ = pace.tick() => match self.leaves_anew(estate, left.as_ref()) {
                     Ok(Some(now)) => {
-                        text.send_replace(serde_json::to_string(&now.clone().numbered(self.serial)).unwrap_or_default().into());
+                        text.send_replace(now.clone().numbered(self.serial).text().into());
                         left = Some((now, clock::monotonic()));
                     }
                     Ok(None) => {}
@@ -320,9 +320,30 @@ impl Election {
 
     /// Ends what leases this node has: another may lead at once.
     pub async fn resign(&mut self) {
+        self.end_leases(None).await;
+    }
+
+    /// The same of a node that leads, which leaves before what has changed since it last did.
+    pub async fn hand_over(&mut self, estate: &dyn Estate) {
+        let left = self.leaves_anew(estate, None).unwrap_or_else(|why| {
+            tracing::warn!(why, "what changed last is not left to the next leader");
+            None
+        });
+        let text = left.map(|left| left.numbered(self.serial).text());
+        self.end_leases(text.as_deref()).await;
+    }
+
+    /// Leaves this first.
+    async fn end_leases(&mut self, left: Option<&str>) {
         let me = &self.me;
-        let ending = self.resources.iter_mut().map(async |one| {
-            join_all(one.seats.iter_mut().map(|seat| seat.give_up(&one.resource, me))).await
+        let ending = self.resources.iter_mut().map(async |Kept { resource, seats, .. }| {
+            let each = seats.iter_mut().map(async |seat| {
+                if let Some(left) = left {
+                    seat.leave(resource, me, left).await;
+                }
+                seat.give_up(resource, me).await;
+            });
+            join_all(each).await
         });
         join_all(ending).await;
     }

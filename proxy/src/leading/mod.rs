@@ -28,7 +28,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
-use migration::cutover::State;
+use migration::cutover::{State, Trigger};
 use migration::units::{Generation, Timestamp, Zone};
 use replicator::lead::Candidate;
 use tokio_util::sync::CancellationToken;
@@ -44,7 +44,7 @@ use crate::controller::events::Events;
 use crate::controller::freezes::Freezes;
 use crate::controller::large_objects::LargeObjects;
 use crate::controller::live::Live;
-use crate::controller::machine::{Machine, Memory};
+use crate::controller::machine::{Machine, Memory, taking_back};
 use crate::controller::measure::Measure;
 use crate::controller::slots::SlotWatch;
 use crate::controller::streams::Streams;
@@ -158,8 +158,12 @@ fn lead(config: &Config, resource: &Resource, journal: &Journal) -> Result<Begun
             first
         }
     };
-    if ends_others {
-        journal.end_others(&state, now)?;
+    if ends_others
+        && let Some(asked) = journal.end_others(&state, now)?
+        && let Some(why) = Trigger::failures(&asked)
+    {
+        // The node that took the move back had no time to leave that.
+        journal.freeze(&taking_back::freeze(&state, why, now))?;
     }
     if lost {
         journal.note_lost(&state, now)?;

@@ -132,6 +132,12 @@ impl Legacy {
         Self { serial, ..self }
     }
 
+    /// As it is left.
+    #[must_use]
+    pub fn text(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
     /// Whether nothing else differs than what moves were worth so far.
     pub fn differs_only_in_worth(&self, other: &Self) -> bool {
         let rest = |legacy: &Self| {
@@ -210,14 +216,16 @@ impl Journal {
     }
 
     /// Ends the runs of a resource that are not this state's: the node that began them is gone. One that was committed without a fence took over
-    /// from a lost primary. From now on the journal says where the resource is.
+    /// from a lost primary. From now on the journal says where the resource is. Returns who asked for the move that made this state's generation,
+    /// where that node was lost before it could leave more than that it began.
     ///
     /// # Errors
     /// [`StoreError::Database`].
-    pub fn end_others(&self, state: &State, now: Timestamp) -> Result<(), StoreError> {
-        self.end_runs(state, now, [LOST, LOST_IN_SOAK])?;
+    pub fn end_others(&self, state: &State, now: Timestamp) -> Result<Option<String>, StoreError> {
+        let made_it = self.end_runs(state, now, [LOST, LOST_IN_SOAK])?;
         let sql = "DELETE FROM placed WHERE resource = ?1";
-        self.connection().execute(sql, [&state.resource]).map(drop).map_err(self.database())
+        self.connection().execute(sql, [&state.resource]).map_err(self.database())?;
+        Ok(made_it)
     }
 
     /// Ends the runs of a resource that this state, the journal's newest, does not have: an earlier program leaves out of it what it does not know.
@@ -225,19 +233,33 @@ impl Journal {
     /// # Errors
     /// [`StoreError::Database`].
     pub fn end_unknown(&self, state: &State, now: Timestamp) -> Result<(), StoreError> {
-        self.end_runs(state, now, [UNKNOWN, UNKNOWN_IN_SOAK])
+        self.end_runs(state, now, [UNKNOWN, UNKNOWN_IN_SOAK]).map(drop)
     }
 
-    fn end_runs(&self, state: &State, now: Timestamp, [lost, in_soak]: [&str; 2]) -> Result<(), StoreError> {
+    /// Returns who asked for the one that made this state's generation, which counts as a move from now on.
+    fn end_runs(
+        &self,
+        state: &State,
+        now: Timestamp,
+        [lost, in_soak]: [&str; 2],
+    ) -> Result<Option<String>, StoreError> {
         let own = state.run.as_ref().map(|run| run.id.as_str());
         let soaking = state.soaking.as_ref().map(|soak| soak.run.id.as_str());
         let sql = "UPDATE run SET ended_ms = ?4, outcome = CASE WHEN generation > ?2 THEN 'aborted' \
                      WHEN committed_ms IS NOT NULL AND fence IS NULL THEN 'taken_over' ELSE 'superseded' END, \
                      reason = CASE WHEN generation > ?2 THEN ?5 \
-                     WHEN generation = ?2 AND (committed_ms IS NULL OR fence IS NOT NULL) THEN ?6 END \
-                   WHERE resource = ?1 AND outcome IS NULL AND id IS NOT ?3 AND id IS NOT ?7";
+                     WHEN generation = ?2 AND (committed_ms IS NULL OR fence IS NOT NULL) THEN ?6 END, \
+                     committed_ms = coalesce(committed_ms, CASE WHEN generation = ?2 THEN ?4 END) \
+                   WHERE resource = ?1 AND outcome IS NULL AND id IS NOT ?3 AND id IS NOT ?7 \
+                   RETURNING CASE WHEN generation = ?2 AND committed_ms = ?4 THEN trigger END";
         let values = params![state.resource, state.generation.0, own, now.0, lost, in_soak, soaking];
-        self.connection().execute(sql, values).map(drop).map_err(self.database())
+        let end = || {
+            let connection = self.connection();
+            let mut end = connection.prepare_cached(sql)?;
+            let ended = end.query_map(values, |row| row.get(0))?;
+            ended.collect::<rusqlite::Result<Vec<Option<String>>>>()
+        };
+        Ok(end().map_err(self.database())?.into_iter().flatten().next())
     }
 
     /// Why the move that left the shadow of this state has not retired it, if the node that led was lost before that.
@@ -456,16 +478,19 @@ mod tests {
             ..state.clone()
         };
         let back = State { generation: Generation(3), run: None, ..state.clone() };
-        for (set, ends_as, why) in [
-            ("committed_ms = 11, fence = 5", &moved, Some(LOST_IN_SOAK)),
-            ("committed_ms = NULL, fence = NULL", &moved, Some(LOST_IN_SOAK)),
-            ("committed_ms = 11, fence = NULL", &moved, None),
-            ("committed_ms = NULL, fence = 5", &State { run: None, ..state.clone() }, None),
-            ("committed_ms = 11, fence = 5", &back, None),
+        for (set, ends_as, why, counts) in [
+            ("committed_ms = 11, fence = 5", &moved, Some(LOST_IN_SOAK), Some(11)),
+            ("committed_ms = NULL, fence = NULL", &moved, Some(LOST_IN_SOAK), Some(20)),
+            ("committed_ms = 11, fence = NULL", &moved, None, Some(11)),
+            ("committed_ms = NULL, fence = 5", &State { run: None, ..state.clone() }, None, None),
+            ("committed_ms = 11, fence = 5", &back, None, Some(11)),
         ] {
             let again = format!("UPDATE run SET outcome = NULL, reason = NULL, ended_ms = NULL, {set}");
             journal.connection().execute(&again, []).unwrap();
-            journal.end_others(ends_as, Timestamp(20)).unwrap();
+            let asked = journal.end_others(ends_as, Timestamp(20)).unwrap();
+            assert_eq!(asked.as_deref(), (counts == Some(20)).then_some("ann"), "{set}, {ends_as:?}");
+            let counted = journal.commits_since("orders", Timestamp(0)).unwrap().last;
+            assert_eq!(counted, counts.map(Timestamp), "it is a move like others: {set}, {ends_as:?}");
             assert_eq!(journal.why_unretired(ends_as).unwrap().as_deref(), why, "{set}, {ends_as:?}");
             let run = journal.run("m1").unwrap().unwrap();
             assert_eq!(run.reason.as_deref() == Some(LOST_IN_SOAK), why.is_some(), "{run:?}");

@@ -122,12 +122,22 @@ pub enum Trigger {
     Failures(String),
 }
 
+/// What comes before the words of [`Trigger::Failures`].
+const FAILURES: &str = "failures: ";
+
+impl Trigger {
+    /// What failed since the move before, of one in words.
+    pub fn failures(words: &str) -> Option<&str> {
+        words.strip_prefix(FAILURES)
+    }
+}
+
 impl fmt::Display for Trigger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Score => f.write_str("score"),
             Self::Operator(name) => f.write_str(name),
-            Self::Failures(what) => write!(f, "failures: {what}"),
+            Self::Failures(what) => write!(f, "{FAILURES}{what}"),
         }
     }
 }

@@ -33,6 +33,17 @@ impl TakenBack {
     }
 }
 
+/// Of a resource whose last move, which led to this state, took the one before back.
+pub(crate) fn freeze(state: &State, why: &str, now: Timestamp) -> FreezeRow {
+    FreezeRow {
+        scope: state.resource.clone(),
+        by: BY.into(),
+        why: format!("the move to {} was taken back: {why}", state.shadow),
+        at: now,
+        until: None,
+    }
+}
+
 /// What a person types for it.
 fn command(resource: &str, to: &Zone) -> String {
     format!("godwit migrate {resource} --to {to}")
@@ -59,14 +70,7 @@ impl Machine {
         if taken.frozen || taken.generation != self.state.generation {
             return;
         }
-        let row = FreezeRow {
-            scope: self.state.resource.clone(),
-            by: BY.into(),
-            why: format!("the move to {} was taken back: {}", self.state.shadow, taken.why),
-            at: now,
-            until: None,
-        };
-        match self.freezes.order(row) {
+        match self.freezes.order(freeze(&self.state, &taken.why, now)) {
             Ok(()) => taken.frozen = true,
             Err(error) => tracing::warn!(error = chain(error), "a freeze cannot be stored"),
         }
