@@ -17,6 +17,8 @@ pub struct Cell {
     pub cost: Option<f64>,
     /// Utilisation, 0..=1.
     pub utilization: Option<f64>,
+    /// Requests were answered from it; false: nobody said so.
+    pub served: bool,
 }
 
 /// What is wrong with the data, with the line where there is one.
@@ -53,10 +55,12 @@ enum Kind {
     Latency,
     Cost,
     Utilization,
+    /// Of requests that it answered.
+    Answers,
 }
 
 /// Sums of what fell into one cell.
-type Sums = [(f64, u32); 3];
+type Sums = [(f64, u32); 4];
 
 /// Reads a file's text onto a grid of `step_ms`; what falls into one step becomes its mean.
 ///
@@ -125,8 +129,9 @@ impl Samples {
         let kind = match name {
             // Of a zone that did not serve only the probe is known.
             series::PROBE | series::PROBE_WHOLE => Kind::Latency,
-            "cost_per_hour" => Kind::Cost,
-            "utilization" => Kind::Utilization,
+            series::COST => Kind::Cost,
+            series::UTILIZATION => Kind::Utilization,
+            series::REQUEST_P95 => Kind::Answers,
             _ => return Ok(()),
         };
         let zone = zone.split('#').next().unwrap_or(zone);
@@ -157,17 +162,18 @@ impl Samples {
         for (place, index) in zones.values_mut().enumerate() {
             *index = place;
         }
-        let mut sums: Vec<Vec<Sums>> = vec![vec![[(0.0, 0); 3]; zones.len()]; count as usize];
+        let mut sums: Vec<Vec<Sums>> = vec![vec![Sums::default(); zones.len()]; count as usize];
         for (at, zone, kind, value) in &self.all {
             let (sum, number) =
                 &mut sums[((at - from_ms) / step_ms) as usize][zones[zone.as_str()]][*kind as usize];
             (*sum, *number) = (*sum + value, *number + 1);
         }
         let mean = |(sum, number): (f64, u32)| (number > 0).then(|| sum / f64::from(number));
-        let cell = |[latency, cost, utilization]: Sums| Cell {
+        let cell = |[latency, cost, utilization, answers]: Sums| Cell {
             latency_ms: mean(latency),
             cost: mean(cost),
             utilization: mean(utilization),
+            served: mean(answers).is_some(),
         };
         let mut steps: Vec<Vec<Cell>> =
             sums.into_iter().map(|step| step.into_iter().map(cell).collect()).collect();

@@ -158,9 +158,14 @@ pub fn replay(
 }
 
 fn measured(history: &History, cells: &[data::Cell], zones: [usize; 2], primary: usize) -> Measured {
-    let by_zone = |read: &dyn Fn(&data::Cell) -> Option<f64>| -> BTreeMap<String, Option<f64>> {
-        zones.iter().map(|zone| (history.zones[*zone].clone(), read(&cells[*zone]))).collect()
+    let by_zone = |read: &dyn Fn(usize) -> Option<f64>| -> BTreeMap<String, Option<f64>> {
+        zones.iter().map(|zone| (history.zones[*zone].clone(), read(*zone))).collect()
     };
+    let other = |zone| if zone == zones[0] { zones[1] } else { zones[0] };
+    // What a node counts itself is the share of the workers that are busy, none where nobody was served from. On paper another zone may serve.
+    let served = |zone: usize| cells[zone].served;
+    let counted = served(other(primary)) && !served(primary) && cells[primary].utilization == Some(0.0);
+    let busy = |zone| if counted { other(zone) } else { zone };
     let or_why = |values: BTreeMap<String, Option<f64>>| {
         let why = |zone: &String| format!("not recorded for {zone}");
         values.into_iter().map(|(zone, value)| (zone.clone(), value.ok_or_else(|| why(&zone)))).collect()
@@ -170,11 +175,11 @@ fn measured(history: &History, cells: &[data::Cell], zones: [usize; 2], primary:
         request_p95_ms: cells[primary].latency_ms,
         // Who asked, and how many, nobody recorded.
         answers: migration::aftermath::Answers::default(),
-        probes_ms: or_why(by_zone(&|cell| cell.latency_ms)),
+        probes_ms: or_why(by_zone(&|zone| cells[zone].latency_ms)),
         probes_fail: BTreeSet::new(),
         probed_by_sql: false,
-        utilization: or_why(by_zone(&|cell| cell.utilization)),
-        cost: by_zone(&|cell| cell.cost),
+        utilization: or_why(by_zone(&|zone| cells[busy(zone)].utilization)),
+        cost: by_zone(&|zone| cells[zone].cost),
         mirrored: None,
         mirrored_different: None,
         lag: Some(Ok(0)),
@@ -416,6 +421,21 @@ mod tests {
         let history = data::read(&apart, 10_000).expect("valid");
         let report = replay(&policy(), &[], &history, zones, 1, |_| {});
         assert_eq!((report.counted, report.with_policy.latency_ms, report.regret_best_ms), (0, None, None));
+    }
+
+    #[test]
+    fn who_serves_on_paper_is_as_busy_as_who_served() {
+        let busy = |far: f64, primary: usize| {
+            let export = format!(
+                "series_id,t,value\nrequest_p95_ms/a,10,4\nutilization/a,10,0.9\nutilization/b,10,{far}\n"
+            );
+            let history = data::read(&export, 10_000).expect("valid");
+            let found = measured(&history, &history.steps[0], [0, 1], primary).utilization;
+            ["a", "b"].map(|zone| found[zone].clone().expect("known"))
+        };
+        assert_eq!(busy(0.0, 0), [0.9, 0.0]);
+        assert_eq!(busy(0.0, 1), [0.0, 0.9]);
+        assert_eq!(busy(0.2, 1), [0.9, 0.2], "a feed says so, whoever serves");
     }
 
     /// Every way of serving, by trying them all.

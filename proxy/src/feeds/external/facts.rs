@@ -267,11 +267,8 @@ fn of_zone(feed: &Feed, state: &FeedState, zone: &str, name: Option<&str>, now: 
         return Fact::unknown(why);
     }
     let fetched = state.at.unwrap_or(now);
-    let newest = state
-        .understood
-        .findings
-        .iter()
-        .filter_map(|finding| match finding {
+    let said = || {
+        state.understood.findings.iter().filter_map(|finding| match finding {
             Finding::Value(value)
                 if value.about.is_none()
                     && name.is_none_or(|name| value.name.as_deref() == Some(name))
@@ -281,11 +278,25 @@ fn of_zone(feed: &Feed, state: &FeedState, zone: &str, name: Option<&str>, now: 
             }
             _ => None,
         })
-        .max_by_key(|(at, _)| *at);
-    let Some((at, value)) = newest else {
-        let what = name.map_or_else(String::new, |name| format!("{name} of "));
-        return Fact::unknown(format!("feed {} says nothing of {what}{zone}", feed.name));
     };
+    let newest = said().max_by_key(|(at, _)| *at);
+    let what = || name.map_or_else(String::new, |name| format!("{name} of "));
+    let Some((at, value)) = newest else {
+        return Fact::unknown(format!("feed {} says nothing of {}{zone}", feed.name, what()));
+    };
+    let differs = |(also, other): &(Timestamp, &Value)| {
+        *also == at && (other.value.to_bits(), &other.unit) != (value.value.to_bits(), &value.unit)
+    };
+    if let Some((_, other)) = said().find(differs) {
+        // Which of several places is meant nobody said.
+        return Fact::unknown(format!(
+            "feed {} says both {} and {} of {}{zone}: name one place in its `zones`, or have its `map` make one value of them",
+            feed.name,
+            other.value,
+            value.value,
+            what()
+        ));
+    }
     let age = now.since(at);
     if age > feed.stale_after {
         return Fact::unknown(format!(

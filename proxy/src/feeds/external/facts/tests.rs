@@ -69,6 +69,17 @@ fn a_stale_value_is_unknown_and_never_zero() {
 }
 
 #[test]
+fn of_two_that_differ_and_are_equally_new_neither_counts() {
+    let cost = |findings| board(Use::Cost, findings, NOW).cost("orders", "west", NOW);
+    let said = why(cost(vec![value("west", 0.5, None), value("west", 0.3, None)]));
+    assert!(said.starts_with("feed prices says both 0.5 and 0.3 of west: name one"), "{said}");
+    let known = Some(Fact::known(0.5, Duration::ZERO, "feed prices"));
+    assert_eq!(cost(vec![value("west", 0.5, None), value("west", 0.5, None)]), known);
+    let older = Timestamp(NOW.0 - 1);
+    assert_eq!(cost(vec![value("west", 0.5, None), value("west", 0.3, Some(older))]), known);
+}
+
+#[test]
 fn a_clock_that_is_put_back_keeps_nothing_fresh() {
     let silent = board(Use::Cost, vec![value("west", 0.5, None)], NOW);
     let back = Timestamp(NOW.0 - 3_600_000);
