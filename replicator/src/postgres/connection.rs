@@ -7,6 +7,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
@@ -19,7 +20,7 @@ use futures_util::stream::FuturesUnordered;
 use postgres_protocol::authentication::{md5_hash, sasl};
 use postgres_protocol::message::frontend;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::config::{ChannelBinding, Host, SslNegotiation};
 
@@ -78,6 +79,37 @@ pub(crate) fn settings_sql(more: &[(&str, &str)], local: bool) -> String {
 pub trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Socket for T {}
 
+/// One that can be asked about.
+pub trait Peek: Socket {
+    /// Whether the system has something from the other side, be it its end: who waits for that may not have been told yet. A system call.
+    fn holds_input(&self) -> bool;
+}
+
+impl Peek for TcpStream {
+    fn holds_input(&self) -> bool {
+        holds_input(SockRef::from(self))
+    }
+}
+
+impl Peek for UnixStream {
+    fn holds_input(&self) -> bool {
+        holds_input(SockRef::from(self))
+    }
+}
+
+/// Within a process whoever waits is told.
+impl Peek for DuplexStream {
+    fn holds_input(&self) -> bool {
+        false
+    }
+}
+
+pub(super) fn holds_input(socket: SockRef<'_>) -> bool {
+    let looked = socket.peek(&mut [MaybeUninit::uninit()]);
+    // An error is its end.
+    looked.map_or_else(|error| error.kind() != io::ErrorKind::WouldBlock, |_| true)
+}
+
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Address {
@@ -125,7 +157,7 @@ pub(crate) type TextRow = Vec<Option<Bytes>>;
 /// A connection to a server on which nothing was said yet but what TLS takes.
 pub struct Dialed {
     /// Read and write here.
-    pub socket: Box<dyn Socket>,
+    pub socket: Box<dyn Peek>,
     /// What SCRAM-SHA-256-PLUS binds to (`tls-server-end-point`); none: no TLS, or a certificate that names no hash.
     pub end_point: Option<Vec<u8>>,
 }
@@ -157,13 +189,13 @@ fn certified_name<'a>(dsn: &'a Dsn, at: usize, address: &'a Address) -> &'a str 
 }
 
 /// A socket to this address, secured as `dsn` demands; `dress` is what a TCP socket is wrapped in.
-async fn dial_at<S: Socket + 'static>(
+async fn dial_at<S: Peek + 'static>(
     dsn: &Dsn,
     address: &Address,
     name: &str,
     dress: impl FnOnce(TcpStream) -> S,
     context: &str,
-) -> Result<(Box<dyn Socket>, Option<Vec<u8>>), Error> {
+) -> Result<(Box<dyn Peek>, Option<Vec<u8>>), Error> {
     match address {
         Address::Tcp(host, port) => {
             let found = tokio::net::lookup_host((host.as_str(), *port)).await.map_err(Error::io(context))?;
@@ -246,7 +278,7 @@ impl Purpose {
 
 /// A connection of our own.
 pub(crate) struct Connection {
-    socket: Box<dyn Socket>,
+    socket: Box<dyn Peek>,
     pub(super) received: BytesMut,
     /// Whole messages on their way out: a cancelled send is finished by whatever call comes next.
     outgoing: BytesMut,
@@ -270,7 +302,7 @@ impl Connection {
     }
 
     /// Over a socket on which nothing was said yet.
-    pub(super) fn over(socket: Box<dyn Socket>) -> Self {
+    pub(super) fn over(socket: Box<dyn Peek>) -> Self {
         Self { socket, received: BytesMut::new(), outgoing: BytesMut::new() }
     }
 
@@ -554,12 +586,12 @@ impl Login<'_> {
 }
 
 /// Puts TLS on a fresh connection where that is wanted; gives what an exchange can be bound to.
-async fn secure<S: Socket + 'static>(
+async fn secure<S: Peek + 'static>(
     dsn: &Dsn,
     mut socket: S,
     name: &str,
     context: &str,
-) -> Result<(Box<dyn Socket>, Option<Vec<u8>>), Error> {
+) -> Result<(Box<dyn Peek>, Option<Vec<u8>>), Error> {
     let mode = dsn.tls.mode;
     if mode == TlsMode::Disable {
         return Ok((Box::new(socket), None));

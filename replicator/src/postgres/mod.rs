@@ -17,7 +17,7 @@ use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 
 use connection::Address;
-pub use connection::{Dialed, Socket, dial};
+pub use connection::{Dialed, Peek, Socket, dial};
 pub use dsn::{Authority, ClientCertificate, Dsn, DsnError, Tls, TlsMode};
 pub use tls::certificate_hash;
 

@@ -10,9 +10,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
+
+use super::connection::{Peek, holds_input};
 
 /// So many reads within [`SPAN`] are a burst: two in the time of a [`REST`].
 const BURST: u32 = 32;
@@ -81,6 +84,16 @@ impl Paced {
 
 fn gone() -> io::Error {
     io::Error::new(io::ErrorKind::NotConnected, "the socket is gone")
+}
+
+impl Peek for Paced {
+    fn holds_input(&self) -> bool {
+        match &self.state {
+            State::Awake(socket) => holds_input(SockRef::from(socket)),
+            State::Resting(socket, _) => holds_input(SockRef::from(socket)),
+            State::Gone => false,
+        }
+    }
 }
 
 impl AsyncRead for Paced {

@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_rustls::TlsConnector;
 
+use super::connection::Peek;
 use super::dsn::{Authority, ClientCertificate, Tls, TlsMode};
 use crate::error::Error;
 
@@ -225,6 +226,12 @@ impl<S> Secured<S> {
     pub(super) fn end_point(&self) -> Option<Vec<u8>> {
         let (_, session) = self.0.get_ref();
         certificate_hash(session.peer_certificates()?.first()?)
+    }
+}
+
+impl<S: Peek> Peek for Secured<S> {
+    fn holds_input(&self) -> bool {
+        self.0.get_ref().0.holds_input()
     }
 }
 

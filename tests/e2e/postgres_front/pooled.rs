@@ -420,6 +420,8 @@ async fn connections_that_ended_are_made_again() {
     let setup = sharing(POOL).await;
     let client = setup.connect().await;
     client.batch_execute("SET work_mem = '7MB'").await.unwrap();
+    // What that left was asked for before.
+    assert_eq!(setting(&client, "work_mem").await, "7MB");
     setup.fence().await;
     assert_eq!(setting(&client, "work_mem").await, "7MB");
     // A move that is given up, after its fence.

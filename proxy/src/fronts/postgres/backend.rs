@@ -1,13 +1,14 @@
 //! A session's connection to its database: made, logged in, asked for the session's state, brought to one.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::Poll;
 use std::time::Duration;
 
-use replicator::postgres::{Dialed, Dsn, Socket, dial};
+use replicator::postgres::{Dialed, Dsn, Peek, dial};
 use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 use tokio_postgres::config::ChannelBinding;
 
@@ -72,7 +73,7 @@ pub(super) type Parameters = Arc<Vec<Parameter>>;
 
 /// A connection that is ready for a query.
 pub(super) struct Backend {
-    pub(super) socket: Box<dyn Socket>,
+    pub(super) socket: Box<dyn Peek>,
     /// Read and not looked at.
     pub(super) received: Vec<u8>,
     pub(super) pid: u32,
@@ -109,8 +110,13 @@ impl Backend {
     #[cfg(test)]
     pub(super) fn by_hand(zone: &str) -> (Self, tokio::io::DuplexStream) {
         let (ours, theirs) = tokio::io::duplex(1 << 16);
-        let backend = Self {
-            socket: Box::new(ours),
+        (Self::over(Box::new(ours), zone), theirs)
+    }
+
+    #[cfg(test)]
+    fn over(socket: Box<dyn Peek>, zone: &str) -> Self {
+        Self {
+            socket,
             received: Vec::new(),
             pid: 1,
             secret: Vec::new(),
@@ -118,8 +124,7 @@ impl Backend {
             aside: Vec::new(),
             generation: 0,
             zone: zone.into(),
-        };
-        (backend, theirs)
+        }
     }
 
     /// Connects and logs in.
@@ -393,22 +398,27 @@ impl Backend {
         matches!(tokio::time::timeout(STATE, asking).await, Ok(Ok(())))
     }
 
-    /// Itself, if nothing is known of its end yet. What it has said meanwhile is kept.
-    pub(super) fn living(mut self) -> Option<Self> {
-        self.lives().then_some(self)
+    /// Itself, if nothing is known of its end yet; of one that rested, to the system. What it has said meanwhile is kept.
+    pub(super) async fn living(mut self, rested: bool) -> Option<Self> {
+        self.lives(rested).await.then_some(self)
     }
 
-    fn lives(&mut self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
+    async fn lives(&mut self, rested: bool) -> bool {
         loop {
             let mut read = [0; 512];
             let mut into = ReadBuf::new(&mut read);
-            match Pin::new(&mut self.socket).poll_read(&mut cx, &mut into) {
-                Poll::Pending => return self.says_nothing(),
-                Poll::Ready(Ok(())) if !into.filled().is_empty() && self.received.len() < LONGEST => {
+            let said = poll_fn(|cx| match Pin::new(&mut self.socket).poll_read(cx, &mut into) {
+                // It is told in a moment.
+                Poll::Pending if rested && self.socket.holds_input() => Poll::Pending,
+                Poll::Pending => Poll::Ready(None),
+                Poll::Ready(said) => Poll::Ready(Some(said)),
+            });
+            match said.await {
+                None => return self.says_nothing(),
+                Some(Ok(())) if !into.filled().is_empty() && self.received.len() < LONGEST => {
                     self.received.extend_from_slice(into.filled());
                 }
-                Poll::Ready(_) => return false,
+                Some(_) => return false,
             }
         }
     }
@@ -474,7 +484,7 @@ impl Backend {
     }
 
     pub(super) fn talk(&mut self) -> Talk<'_> {
-        Talk { socket: &mut self.socket, received: &mut self.received }
+        Talk { socket: &mut *self.socket, received: &mut self.received }
     }
 }
 
@@ -639,11 +649,21 @@ mod tests {
             let (backend, mut server) = Backend::by_hand("a");
             server.write_all(&bytes).await.unwrap();
             let server = (!ends).then_some(server);
-            let living = backend.living();
+            let living = backend.living(true).await;
             assert_eq!(living.is_some(), lives, "{bytes:?} {ends}");
             assert!(living.is_none_or(|backend| backend.received == bytes));
             drop(server);
         }
+    }
+
+    #[tokio::test]
+    async fn of_one_that_rested_the_system_is_asked_whether_it_has_ended() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let ours = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        drop(listener.accept().await.unwrap());
+        // The runtime has one thread, which has not been told yet.
+        let backend = Backend::over(Box::new(ours), "a").living(false).await.unwrap();
+        assert!(backend.living(true).await.is_none());
     }
 
     /// Logs in at a server that says this.

@@ -253,7 +253,7 @@ impl Client {
     }
 
     pub(super) fn talk(&mut self) -> Talk<'_> {
-        Talk { socket: &mut self.socket, received: &mut self.received }
+        Talk { socket: &mut *self.socket, received: &mut self.received }
     }
 }
 

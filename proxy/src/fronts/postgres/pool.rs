@@ -25,6 +25,10 @@ use crate::lock::lock;
 /// Profiles for which it is known how a server greets who has them.
 const GREETINGS: usize = 64;
 
+/// After how long a connection that nobody had may have ended without a word so far: a runtime that is busy hears of it a little later. Those that
+/// go from hand to hand are not asked about.
+const RESTED: Duration = Duration::from_millis(1);
+
 /// The connections of a front.
 pub(super) struct Pool {
     pub(super) settings: PostgresPool,
@@ -122,6 +126,13 @@ pub(super) struct Lying {
     pub(super) turn: u64,
     kind: Arc<Kind>,
     since: Instant,
+}
+
+impl Lying {
+    /// Whether nobody had it for so long that it may have ended in that time.
+    pub(super) fn rested(&self) -> bool {
+        crate::fronts::now().saturating_duration_since(self.since) >= RESTED
+    }
 }
 
 /// The right to have a connection.

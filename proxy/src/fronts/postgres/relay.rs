@@ -17,8 +17,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use replicator::postgres::Socket;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use replicator::postgres::{Peek, Socket};
+use tokio::io::ReadBuf;
 
 use super::backend::{Parameter, Parameters, set};
 use super::protocol::frame::{Framer, HEADER, Malformed, Piece};
@@ -125,7 +125,7 @@ pub(super) trait Watch {
 pub(super) struct Relay {
     pub(super) client: Box<dyn Socket>,
     /// None: gone, or lent.
-    pub(super) backend: Option<Box<dyn Socket>>,
+    pub(super) backend: Option<Box<dyn Peek>>,
     pub(super) tracker: Tracker,
     /// What the server says of itself, as the client was told.
     pub(super) parameters: Parameters,
@@ -225,7 +225,7 @@ impl Relay {
     }
 
     /// It has this connection from here on.
-    pub(super) fn attach(&mut self, socket: Box<dyn Socket>, received: Vec<u8>) {
+    pub(super) fn attach(&mut self, socket: Box<dyn Peek>, received: Vec<u8>) {
         self.backend = Some(socket);
         self.from_backend = received;
         self.used = false;
@@ -301,7 +301,7 @@ impl Relay {
         parked: bool,
         scratch: &mut [u8],
     ) -> Result<bool, Event> {
-        flush(&mut self.client, &mut self.to_client, &mut self.client_flush, cx)
+        flush(&mut *self.client, &mut self.to_client, &mut self.client_flush, cx)
             .map_err(|_| Event::ClientGone)?;
         let Some(backend) = self.backend.as_mut().filter(|_| self.to_client.is_empty()) else {
             return Ok(false);
@@ -347,7 +347,7 @@ impl Relay {
             return Ok(false);
         }
         let room = if self.stalled || parked { AHEAD } else { scratch.len() };
-        let read = read(&mut self.client, &mut scratch[..room], cx).map_err(|_| Event::ClientGone)?;
+        let read = read(&mut *self.client, &mut scratch[..room], cx).map_err(|_| Event::ClientGone)?;
         if read == 0 && !std::mem::take(&mut self.look_client) {
             return Ok(false);
         }
@@ -703,7 +703,7 @@ fn keep(tail: &mut Vec<u8>, joined: bool, fresh: &[u8], count: usize) {
 }
 
 /// Bytes read; none: not now.
-fn read(socket: &mut Box<dyn Socket>, into: &mut [u8], cx: &mut Context<'_>) -> io::Result<usize> {
+fn read(socket: &mut (dyn Socket + '_), into: &mut [u8], cx: &mut Context<'_>) -> io::Result<usize> {
     let mut read = ReadBuf::new(into);
     match Pin::new(socket).poll_read(cx, &mut read) {
         Poll::Ready(Ok(())) if read.filled().is_empty() => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -715,7 +715,7 @@ fn read(socket: &mut Box<dyn Socket>, into: &mut [u8], cx: &mut Context<'_>) -> 
 
 /// Sends what it takes at once, and keeps the rest in `pending`.
 fn send(
-    socket: &mut Box<dyn Socket>,
+    socket: &mut (dyn Socket + '_),
     pending: &mut Vec<u8>,
     unflushed: &mut bool,
     bytes: &[u8],
@@ -740,7 +740,7 @@ fn send(
 
 /// Sends what is left, as far as it is taken.
 fn flush(
-    socket: &mut Box<dyn Socket>,
+    socket: &mut (dyn Socket + '_),
     pending: &mut Vec<u8>,
     unflushed: &mut bool,
     cx: &mut Context<'_>,

@@ -17,7 +17,7 @@ pub(super) type Message = (u8, Vec<u8>);
 
 /// A socket, and what was read from it and not taken.
 pub(super) struct Talk<'s> {
-    pub(super) socket: &'s mut Box<dyn Socket>,
+    pub(super) socket: &'s mut dyn Socket,
     pub(super) received: &'s mut Vec<u8>,
 }
 

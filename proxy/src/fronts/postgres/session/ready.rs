@@ -38,7 +38,7 @@ impl Ready {
             making.abort();
             return None;
         }
-        let backend = making.await.ok().and_then(Result::ok).and_then(Backend::living)?;
+        let backend = making.await.ok().and_then(Result::ok)?.living(true).await?;
         Some(Backend { generation: active.generation, ..backend })
     }
 }

@@ -363,7 +363,8 @@ async fn lying(
 ) -> Result<Option<(Backend, Has)>, Unprepared> {
     let turn = front.turnstile.turn_number();
     while let Some(mut lying) = shelf.take(front.active().generation, profile) {
-        let Some(mut backend) = lying.backend.living() else { continue };
+        let rested = lying.rested();
+        let Some(mut backend) = lying.backend.living(rested).await else { continue };
         // A fence may have come between that its socket does not tell of yet.
         if lying.turn != turn && !backend.answers().await {
             continue;
