@@ -168,6 +168,40 @@ async fn the_slot_of_an_undone_moves_way_back_goes_although_the_node_was_killed(
     Ok(())
 }
 
+/// The old zone goes away with the move: the slot of the way back must not fill the disk of the primary that is left, and the old one is seeded anew when it
+/// is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_way_back_fills_no_disk_while_the_old_zone_is_away() -> Result<()> {
+    let mut options = options(false)?;
+    options.policy = options
+        .policy
+        .replace("replication: {mode: async}", &RULES.replace("reseed: manual", "reseed: auto"));
+    let playground = Playground::start(&options).await?;
+    let [near, far] = &playground.zones;
+    let stops = playground.directory.join("stops");
+    std::fs::create_dir_all(&stops)?;
+    let mut leader = Leader::start(&playground, &[("GODWIT_TEST_STOPS", stops.to_str().context("a path")?)])?;
+    leader.ready().await?;
+    let primary = connect(far).await?;
+    let old = connect(near).await?;
+    std::fs::write(stops.join("released"), "")?;
+    leader.migrate_or_die(&far.name).await?;
+    let reached = stops.join("released.reached");
+    until("it is released", async || Ok(reached.exists())).await?;
+    near.path.cut();
+    near.path.reset_connections();
+    std::fs::remove_file(&reached)?;
+    leader.until("the way back waits", |view| view.phase == "released").await?;
+    fill(&primary, 80).await?;
+    let order = format!("must be seeded anew (godwit reseed {RESOURCE})");
+    leader.until("the slot is given up", |view| says(view, &order)).await?;
+    until("the slot is dropped", async || Ok(slot::slots_of(&primary, RESOURCE).await?.is_empty())).await?;
+    near.path.restore();
+    leader.until("it is seeded anew", |view| view.phase == "shadowing" && view.primary == far.name).await?;
+    leader.ready().await?;
+    equal(&mut leader, [&primary, &old]).await
+}
+
 /// The slot of a way back that the server has taken the WAL of is no way back: it is made anew before anybody is held.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_slot_is_no_way_back() -> Result<()> {

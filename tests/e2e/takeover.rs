@@ -133,6 +133,9 @@ async fn a_shadow_takes_over_with_all_that_was_acknowledged() -> Result<()> {
 
     let run = leader.migration(&id).await?;
     ensure!(run.state == "taken_over" && run.committed_ms.is_some() && run.held_ms.is_some(), "{run:#?}");
+    let snapshots = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'godwit-snapshot' AND xact_start IS NOT NULL";
+    let snapshots: i64 = shadow.query_one(snapshots, &[]).await?.get(0);
+    ensure!(snapshots == 0, "a snapshot that nobody will compare keeps VACUUM from what died since");
     writes(&load).await?;
     let again = tokio_postgres::connect(&dsn, tokio_postgres::NoTls).await?;
     tokio::spawn(again.1);

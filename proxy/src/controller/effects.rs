@@ -622,6 +622,12 @@ impl Hands {
         }
     }
 
+    /// What was to be compared is so no more: a snapshot keeps VACUUM from all that died since.
+    pub(super) async fn give_snapshots_up(&self) {
+        *self.marker_snapshot.lock().await = None;
+        *self.comparison.lock().await = None;
+    }
+
     async fn start_comparison(&self, state: &State, primary: &Zone, old: &Zone) {
         let Some((generation, new)) = self.marker_snapshot.lock().await.take() else { return };
         if generation != state.generation {

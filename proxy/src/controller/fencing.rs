@@ -156,7 +156,12 @@ impl Hands {
             let run = run.map_or("", |run| &run.id);
             let (opened, ()) = tokio::join!(
                 fence::open_committed(&client, &self.resource.name, generation.0, run, end, self.me.as_ref()),
-                self.take_marker_snapshot(zone, generation)
+                async {
+                    // Beside a lost primary there is nothing to compare.
+                    if end.is_some() {
+                        self.take_marker_snapshot(zone, generation).await;
+                    }
+                }
             );
             if let (Err(Error::Fenced(why)), Some(_), Some(_)) = (&opened, end, &self.me)
                 && fence::is_undone(&client, run).await.is_ok_and(|undone| undone)

@@ -203,17 +203,18 @@ fn is_over(state: &State, lasted: Duration) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum May {
     Drop,
+    /// The same, but what is lost is seeded anew later: the stream before has not ended.
+    GiveUp,
     /// Not before the cutover under way is undone.
     Abort,
-    /// Drop nothing; where the way back is lost already, seed the old primary anew: nothing else can end the run.
-    Seed,
     Wait,
 }
 
 fn may(state: &State) -> May {
     match (&state.run, state.phase) {
-        (None, _) | (Some(_), Phase::Soaking) => May::Drop,
-        (Some(_), Phase::Released) => May::Seed,
+        // Where the way back is lost, to seed the old primary anew is what can end a run that was released.
+        (None, _) | (Some(_), Phase::Soaking | Phase::Released) => May::Drop,
+        (Some(_), Phase::Watching) => May::GiveUp,
         (Some(_), phase) if phase != Phase::Aborting && phase.may_abort() => May::Abort,
         (Some(_), _) => May::Wait,
     }
@@ -297,9 +298,9 @@ impl SlotGuard {
             }
         };
         match may(state) {
-            May::Wait | May::Seed => None,
+            May::Wait => None,
             May::Abort => Some(Event::AbortRequested { by: format!("the slot guard: {why}") }),
-            May::Drop => {
+            May::Drop | May::GiveUp => {
                 tracing::error!(resource = %state.resource, %why, "the slot is dropped: the shadow must be seeded anew");
                 self.begin(hands, state, Work::GiveUp(why));
                 None
@@ -340,7 +341,7 @@ impl SlotGuard {
 
     fn due(&self, policy: &Policy, state: &State, now: Instant) -> bool {
         policy.slot.reseed == Reseed::Auto
-            && matches!(may(state), May::Drop | May::Seed)
+            && may(state) == May::Drop
             && state.phase != Phase::Idle
             && self.seeded.is_none_or(|at| now.duration_since(at) >= policy.cooldown)
             && self.tried.is_none_or(|at| now.duration_since(at) >= AGAIN)
@@ -348,7 +349,7 @@ impl SlotGuard {
 
     /// An operator orders a new seed.
     pub(super) fn reseed(&mut self, hands: &Arc<Hands>, state: &State, by: &str) -> Result<(), Denied> {
-        if let (Some(run), May::Abort | May::Wait) = (&state.run, may(state)) {
+        if let Some(run) = state.run.as_ref().filter(|_| may(state) != May::Drop) {
             return Err(Denied::Running { id: run.id.clone(), phase: state.phase.name() });
         }
         if state.phase == Phase::Idle {
@@ -748,8 +749,8 @@ mod tests {
             (Phase::Sequenced, May::Abort),
             (Phase::Aborting, May::Wait),
             (Phase::Committed, May::Wait),
-            (Phase::Released, May::Seed),
-            (Phase::Watching, May::Wait),
+            (Phase::Released, May::Drop),
+            (Phase::Watching, May::GiveUp),
             (Phase::Soaking, May::Drop),
         ] {
             state.phase = phase;

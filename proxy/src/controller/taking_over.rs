@@ -180,6 +180,7 @@ impl Hands {
         let resource = &self.resource.name;
         let before = Generation(generation.0 - 1);
         self.cut_requests().await;
+        self.give_snapshots_up().await;
         self.streams.abandon(before).await;
         // Where a move had just begun to go the other way, and its stream was not at its end yet.
         if let Some(older) = before.0.checked_sub(1) {

@@ -33,7 +33,7 @@ pub async fn compare_for(
     carried: bool,
     logins: Severity,
 ) -> Result<Vec<Finding>, Error> {
-    let mut found = Vec::new();
+    let mut found = Vec::from_iter(one_server(source, target).await?);
     let sql = "SELECT extname::text, quote_ident(extname), CASE WHEN nspname NOT IN ('public', 'pg_catalog') THEN quote_ident(nspname) END \
         FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace ORDER BY 1";
     let installed = source.query(sql, &[]).await.map_err(refused("cannot list extensions"))?;
@@ -73,6 +73,24 @@ pub async fn compare_for(
     found.extend(clocks(source, target).await?);
     found.sort();
     Ok(found)
+}
+
+/// Origins are of a whole server: the applier of the way back would wait for that of the way there, which ends after it.
+async fn one_server(source: &Client, target: &Client) -> Result<Option<Finding>, Error> {
+    // A clone has the system identifier of what it was made of.
+    let sql =
+        "SELECT system_identifier, date_part('epoch', pg_postmaster_start_time()) FROM pg_control_system()";
+    let ask = async |client: &Client| {
+        let row = client.query_one(sql, &[]).await.map_err(refused("cannot tell which server this is"))?;
+        Ok::<(i64, f64), Error>((row.get(0), row.get(1)))
+    };
+    let (source, target) = tokio::try_join!(ask(source), ask(target))?;
+    Ok((source == target).then(|| Finding {
+        severity: Severity::Blocker,
+        subject: "server".into(),
+        problem: "source and target are databases of one server: the stream of a way back cannot run beside that of the way there".into(),
+        remedy: Some("a server for each zone, which may be another cluster on the same machine".into()),
+    }))
 }
 
 /// How many of a kind are named one by one.

@@ -88,7 +88,7 @@ const READINGS: u32 = 5;
 /// Tables that are asked for ahead.
 const AHEAD: usize = 16;
 
-/// Text forms that differ between servers or sessions unless pinned.
+/// Text forms that differ between servers or sessions unless pinned; and a snapshot that nobody reads ends, since it keeps VACUUM from all that died after it.
 const SESSION: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
 SET LOCAL search_path = pg_catalog;
 SET LOCAL extra_float_digits = 1;
@@ -98,6 +98,7 @@ SET LOCAL \"TimeZone\" = 'UTC';
 SET LOCAL bytea_output = 'hex';
 SET LOCAL xmloption = 'content';
 SET LOCAL lc_monetary = 'C';
+SET LOCAL idle_in_transaction_session_timeout = '10min';
 SET LOCAL row_security = off";
 
 /// From 17 on a server can end long transactions. Asked so, since somebody may be held meanwhile: `pg_settings` takes its time.
