@@ -416,6 +416,39 @@ async fn a_cancel_meets_only_what_it_was_meant_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_a_connection_is_cancelled_as_well() {
+    let setup = sharing(PostgresPool { size: 1, ..POOL }).await;
+    let (first, waits) = (setup.connect().await, setup.connect().await);
+    let cancel = waits.cancel_token();
+    first.batch_execute("BEGIN").await.unwrap();
+    let waiting =
+        tokio::spawn(async move { waits.batch_execute("SELECT pg_sleep(60)").await.map(|()| waits) });
+    until("it waits for its turn", async || setup.front.pool_waits() == 1).await;
+    cancel.cancel_query(NoTls).await.unwrap();
+    first.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(sqlstate(&waiting.await.unwrap().unwrap_err()), "57014");
+    // It meant nothing that comes later.
+    first.batch_execute("SELECT pg_sleep(0.2)").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_setting_that_is_longer_than_any_is_its_clients_own() {
+    let setup = sharing(PostgresPool { size: 1, ..POOL }).await;
+    let (one, other) = (setup.connect().await, setup.connect().await);
+    one.batch_execute("SELECT set_config('app.long', repeat('x', 900000), false)").await.unwrap();
+    other.batch_execute("SELECT 1").await.unwrap();
+    assert_eq!(setting(&one, "app.long").await.len(), 900_000);
+    // It keeps its connection with more than that, and others wait for it.
+    let two = sharing(PostgresPool { size: 2, ..POOL }).await;
+    let (one, other) = (two.connect().await, two.connect().await);
+    one.batch_execute("SELECT set_config('app.long', repeat('x', 5000000), false)").await.unwrap();
+    for _ in 0..2 {
+        other.batch_execute("SELECT 1").await.unwrap();
+        assert_eq!(setting(&one, "app.long").await.len(), 5_000_000);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_ended_are_made_again() {
     let setup = sharing(POOL).await;
     let client = setup.connect().await;

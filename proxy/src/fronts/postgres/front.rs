@@ -105,6 +105,8 @@ struct Whereabouts {
     target: Option<Target>,
     /// It was asked to cancel what it does there.
     cancelled: bool,
+    /// Its client waits with something to run, and whether it was asked to cancel that.
+    waits: Option<bool>,
 }
 
 impl PostgresFront {
@@ -201,6 +203,11 @@ impl PostgresFront {
     /// Connections of clients, those included that have not logged in.
     pub fn sessions(&self) -> usize {
         self.sessions.load(SeqCst)
+    }
+
+    /// Clients that wait for a connection of the pool.
+    pub fn pool_waits(&self) -> usize {
+        self.pool.as_ref().map_or(0, |pool| pool.filled().waiting)
     }
 
     /// Sets the gauges that are read, not counted.
@@ -341,10 +348,19 @@ impl PostgresFront {
         let Some(slot) = lock(&self.keys).get(&key).cloned() else { return };
         let target = {
             let mut whereabouts = lock(&slot);
+            if let Some(asked) = &mut whereabouts.waits {
+                *asked = true;
+                return;
+            }
             whereabouts.cancelled = whereabouts.target.is_some();
             whereabouts.target.clone()
         };
-        let Some(target) = target else { return };
+        if let Some(target) = target {
+            self.pass_cancel(target).await;
+        }
+    }
+
+    async fn pass_cancel(&self, target: Target) {
         let Some(dsn) = self.dsn(&target.zone) else { return };
         let passing = async {
             let mut socket = dial(dsn).await.map_err(std::io::Error::other)?.socket;
@@ -410,7 +426,25 @@ impl Registered {
     /// The session is another one of the server's now.
     pub(super) fn moved(&self, zone: &Arc<str>, pid: u32, secret: &[u8]) {
         let target = Some(Target { zone: Arc::clone(zone), pid, secret: secret.into() });
-        *lock(&self.slot) = Whereabouts { target, cancelled: false };
+        let mut whereabouts = lock(&self.slot);
+        (whereabouts.target, whereabouts.cancelled) = (target, false);
+    }
+
+    /// The client waits with something to run: who asks to cancel means that.
+    pub(super) fn waits(&self) {
+        lock(&self.slot).waits.get_or_insert(false);
+    }
+
+    /// What it waited with is passed on now; what it was asked to cancel is cancelled there. A server hears of that on another way, which is longer.
+    pub(super) fn goes_on(&self) {
+        let mut whereabouts = lock(&self.slot);
+        if whereabouts.waits.take() != Some(true) {
+            return;
+        }
+        let Some(target) = whereabouts.target.clone() else { return };
+        whereabouts.cancelled = true;
+        let front = Arc::clone(&self.front);
+        tokio::spawn(async move { front.pass_cancel(target).await });
     }
 
     /// The session is none of the server's any more. The secret of the one that it was, unless somebody asked to cancel what it did:

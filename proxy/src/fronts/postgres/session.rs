@@ -373,6 +373,7 @@ impl Session {
         self.seat.park();
         let held = self.wait(turns).await?;
         let outcome = self.resume(&state, &mut ready).await;
+        self.key.goes_on();
         self.was_held(held);
         outcome
     }
@@ -444,7 +445,11 @@ impl Session {
         if !holds && self.seat.resume(reads) {
             return Ok(None);
         }
-        let mut held = if self.relay.client_waits() { Some(self.seat.hold()?) } else { None };
+        let mut held = None;
+        if self.relay.client_waits() {
+            held = Some(self.seat.hold()?);
+            self.key.waits();
+        }
         let longest = self.front.turnstile.longest();
         let mut deadline = clock::tick() + longest;
         loop {
@@ -462,6 +467,7 @@ impl Session {
                 event = self.relay.run(&self.eyes, true) => match event {
                     Event::ClientWaits if held.is_none() => {
                         held = Some(self.seat.hold()?);
+                        self.key.waits();
                         deadline = clock::tick() + longest;
                     }
                     // The fence ends the old primary's sessions: what it had is known, nobody is told.
@@ -672,9 +678,7 @@ async fn again(front: &PostgresFront, identity: &Identity, state: &State) -> Res
     let deadline = clock::tick() + front.turnstile.longest();
     loop {
         match prepare_here(front, identity, state).await {
-            Err(Unprepared::None(NoBackend::Unreachable(_) | NoBackend::Lost(_)))
-                if clock::tick() < deadline =>
-            {
+            Err(Unprepared::None(error)) if error.passes() && clock::tick() < deadline => {
                 tokio::time::sleep(REST).await;
             }
             made => return made,

@@ -22,8 +22,10 @@ SELECT 'setting', s.name, s.setting, '' FROM s \
  WHERE s.source OPERATOR(pg_catalog.=) 'session' AND s.name OPERATOR(pg_catalog.<>) ALL \
  (ARRAY['transaction_isolation', 'transaction_read_only', 'transaction_deferrable', 'role', 'session_authorization']) \
  AND s.name OPERATOR(pg_catalog.<>) ALL ($3::pg_catalog.text[]) \
-UNION ALL SELECT 'setting', n.name, pg_catalog.current_setting(n.name, true), '' \
- FROM pg_catalog.unnest($1::pg_catalog.text[]) n(name) WHERE pg_catalog.current_setting(n.name, true) IS NOT NULL \
+UNION ALL SELECT CASE WHEN n.is_long THEN 'stuck' ELSE 'setting' END, CASE WHEN n.is_long THEN 'a setting of more than 1 MiB' ELSE n.name END, \
+ CASE WHEN n.is_long THEN n.name ELSE pg_catalog.current_setting(n.name, true) END, '' \
+ FROM (SELECT name, pg_catalog.octet_length(pg_catalog.current_setting(name, true)) OPERATOR(pg_catalog.>) 1048576 AS is_long \
+ FROM pg_catalog.unnest($1::pg_catalog.text[]) u(name)) n WHERE n.is_long IS NOT NULL \
  AND NOT EXISTS (SELECT FROM s WHERE pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) pg_catalog.lower(n.name)) \
 UNION ALL SELECT 'user', session_user::pg_catalog.text, '', '' \
  WHERE session_user::pg_catalog.text OPERATOR(pg_catalog.<>) $2::pg_catalog.text \
@@ -332,7 +334,8 @@ impl State {
                 literal(&mut sql, name);
                 sql.push(b',');
                 literal(&mut sql, value);
-                sql.extend(b", false)");
+                // What is set may be long, and is not to come back.
+                sql.extend(b", false) IS NULL");
             }
             if !sql.is_empty() {
                 message::query(out, &sql);
@@ -460,7 +463,7 @@ impl std::fmt::Display for Step {
 }
 
 fn set<'a>(out: &mut Vec<u8>, settings: impl Iterator<Item = (&'a [u8], &'a [u8])>) {
-    message::parse(out, b"", b"SELECT pg_catalog.set_config($1, $2, false)", &[25, 25]);
+    message::parse(out, b"", b"SELECT pg_catalog.set_config($1, $2, false) IS NULL", &[25, 25]);
     for (name, value) in settings {
         message::bind(out, "", "", &[name, value]);
         message::execute(out, "");
@@ -566,10 +569,10 @@ mod tests {
         assert_eq!(state.replay_simply(&mut out), [Step::Settings, Step::Settings, Step::Role]);
         let mut queries = Vec::new();
         for sql in [
-            "SELECT pg_catalog.set_config( E'client_encoding', E'LATIN1', false)",
-            "SELECT pg_catalog.set_config( E'work_mem', E'65536', false), \
-             pg_catalog.set_config( E'search_path', E'\"a\\\\b\", ''c''', false)",
-            "SELECT pg_catalog.set_config( E'role', E'clerk', false)",
+            "SELECT pg_catalog.set_config( E'client_encoding', E'LATIN1', false) IS NULL",
+            "SELECT pg_catalog.set_config( E'work_mem', E'65536', false) IS NULL, \
+             pg_catalog.set_config( E'search_path', E'\"a\\\\b\", ''c''', false) IS NULL",
+            "SELECT pg_catalog.set_config( E'role', E'clerk', false) IS NULL",
         ] {
             message::query(&mut queries, sql.as_bytes());
         }

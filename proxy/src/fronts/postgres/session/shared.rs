@@ -85,6 +85,7 @@ impl Session {
         shutdown: &mut ShutdownWatch,
     ) -> Result<(), End> {
         self.client_wants(shutdown).await?;
+        self.key.waits();
         let Some(share) = &mut self.share else { return Ok(()) };
         let (shelf, profile) = (Arc::clone(&share.shelf), Arc::clone(&share.profile));
         let turn = turns.borrow_and_update().clone();
@@ -132,7 +133,9 @@ impl Session {
             shared.are_read_by(profile.read_by());
             share.on = profile;
         }
-        self.place(backend, has)
+        self.place(backend, has)?;
+        self.key.goes_on();
+        Ok(())
     }
 
     /// Until the client has sent something.
