@@ -340,10 +340,7 @@ impl Hands {
             }
             Effect::SwapPool { zone, generation } => {
                 self.swap_pool(zone, *generation)?;
-                if let Some(front) = &self.postgres {
-                    // Who listens there hears what the first one says; who is late gets ready afterwards.
-                    let _ = tokio::time::timeout(READY, front.turnstile.prepared()).await;
-                }
+                self.sessions_are_ready().await;
                 say(Event::PoolSwapped);
                 Ok(())
             }
@@ -357,6 +354,13 @@ impl Hands {
                 say(Event::Compared { equal });
                 if equal { Ok(()) } else { Err("both sides differ".into()) }
             }
+        }
+    }
+
+    /// Who listens there hears what the first one says; who is late gets ready afterwards.
+    pub(super) async fn sessions_are_ready(&self) {
+        if let Some(front) = &self.postgres {
+            let _ = tokio::time::timeout(READY, front.turnstile.prepared()).await;
         }
     }
 

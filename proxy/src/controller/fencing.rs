@@ -177,6 +177,12 @@ impl Hands {
         Purpose::Fence.end_sessions(&client).await?;
         self.databases.forget(&zone.0, Purpose::Fence).await;
         let run = state.run.as_ref().map(|run| run.id.as_str());
-        fence::open(&client, &self.resource.name, generation.0, run).await.map_err(chain)
+        fence::open(&client, &self.resource.name, generation.0, run).await.map_err(chain)?;
+        if let Some(front) = &self.postgres {
+            // The fence may have ended their connections.
+            front.turnstile.go_back(zone.0.clone());
+            self.sessions_are_ready().await;
+        }
+        Ok(())
     }
 }

@@ -139,6 +139,38 @@ async fn what_cannot_go_ends_the_session_and_says_so() {
 }
 
 /// Advisory locks as their holder knows them: each is taken as often as it was, here and there, and nobody else gets one meanwhile.
+/// Of a move that is undone after its fence: before anybody else runs, locks are held and channels listened to again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_others_might_get_is_a_sessions_own_again_when_a_move_is_undone() {
+    for pool in [None, Some(super::pooled::POOL_OF_FIVE)] {
+        let setup = Setup::with(HOLD, |settings| settings.pool = pool, "").await;
+        let mut holds = setup.session().await;
+        let (other, silent) = (setup.connect().await, setup.connect().await);
+        holds.client.batch_execute("SELECT pg_advisory_lock(7); LISTEN news").await.unwrap();
+        for client in [&other, &silent] {
+            client.batch_execute("SELECT 1").await.unwrap();
+        }
+        for round in 0..3 {
+            setup.hold().await;
+            setup.fence().await;
+            let turnstile = &setup.front.turnstile;
+            turnstile.go_back(setup.front.active().zone.clone());
+            tokio::time::timeout(DEADLINE, turnstile.prepared()).await.expect("prepared");
+            // What is said there now, it hears: it is not yet let in itself.
+            let here = setup.here().connect(DATABASE).await.unwrap();
+            let taken = here.query_one("SELECT pg_try_advisory_lock(7)", &[]).await.unwrap();
+            assert!(!taken.get::<_, bool>(0), "round {round}, {pool:?}");
+            here.batch_execute(&format!("NOTIFY news, '{round}'")).await.unwrap();
+            turnstile.open();
+            let told = tokio::time::timeout(DEADLINE, holds.notification()).await.expect("it hears");
+            assert_eq!((told.0, told.1), ("news".to_owned(), round.to_string()), "{pool:?}");
+            other.batch_execute("SELECT 1").await.unwrap();
+        }
+        let unlocked = holds.client.query_one("SELECT pg_advisory_unlock(7)", &[]).await.unwrap();
+        assert!(unlocked.get::<_, bool>(0));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn advisory_locks_of_a_session_go_with_it() {
     for pool in [None, Some(super::pooled::POOL_OF_FIVE)] {

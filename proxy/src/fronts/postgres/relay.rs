@@ -625,6 +625,11 @@ impl Relay {
         self.reads = only_reads(&self.parameters);
     }
 
+    /// There is no connection to the server, or it has something to say, be it its end.
+    pub(super) fn may_have_lost_its_backend(&self) -> bool {
+        self.backend.as_ref().is_none_or(|backend| backend.holds_input())
+    }
+
     /// The connection to the server is over, and what it may have said is of no interest.
     pub(super) fn forget_backend(&mut self) {
         self.backend = None;

@@ -7,7 +7,7 @@ use pingora::server::ShutdownWatch;
 use replicator::postgres::Socket;
 use tokio::sync::watch;
 
-use self::ready::Ready;
+use self::ready::{Ready, again, prepare, prepare_here};
 use self::shared::Share;
 use super::backend::{Backend, Identity, NoBackend, Parameter};
 use super::front::{Guest, PostgresFront, Registered};
@@ -36,6 +36,7 @@ mod shared;
 
 /// Connections beyond those of sessions: that ask for a cancel, or are told that there are too many.
 const SPARE: usize = 64;
+
 /// How long it rests between two tries to reach the new primary.
 const REST: Duration = Duration::from_millis(50);
 
@@ -370,8 +371,18 @@ impl Session {
         let state = Arc::new(state);
         let next = turn.next.filter(|_| state.stuck.is_empty());
         let mut ready = next.map_or_else(Ready::default, |zone| self.get_ready(zone, &state));
+        let mut claim = state.is_claimed().then(|| self.seat.claim());
         self.seat.park();
-        let held = self.wait(turns).await?;
+        let mut goes_back = |session: &Self, turn: &Turn| {
+            if let Some(zone) = session.goes_back(turn) {
+                let claims = claim.is_some() && session.relay.may_have_lost_its_backend();
+                ready = if claims { session.get_ready(zone, &state) } else { Ready::default() };
+            }
+            if let Some(claim) = &mut claim {
+                claim.hear();
+            }
+        };
+        let held = self.wait(turns, &mut goes_back).await?;
         let outcome = self.resume(&state, &mut ready).await;
         self.key.goes_on();
         self.was_held(held);
@@ -438,8 +449,17 @@ impl Session {
         })
     }
 
+    /// Where sessions are told to get ready for, if that is where they have been.
+    fn goes_back(&self, turn: &Turn) -> Option<Arc<str>> {
+        turn.next.clone().filter(|zone| turn.closed && *zone == self.front.active().zone)
+    }
+
     /// Until transactions may begin. Whether the client waited.
-    async fn wait(&mut self, turns: &mut watch::Receiver<Turn>) -> Result<Option<Held>, End> {
+    async fn wait(
+        &mut self,
+        turns: &mut watch::Receiver<Turn>,
+        at_turns: &mut (impl FnMut(&Self, &Turn) + Send),
+    ) -> Result<Option<Held>, End> {
         let reads = self.relay.reads;
         let holds = turns.borrow_and_update().holds(reads);
         if !holds && self.seat.resume(reads) {
@@ -463,6 +483,8 @@ impl Session {
                     if changed.is_err() {
                         return Err(End::Client);
                     }
+                    let turn = turns.borrow_and_update().clone();
+                    at_turns(self, &turn);
                 }
                 event = self.relay.run(&self.eyes, true) => match event {
                     Event::ClientWaits if held.is_none() => {
@@ -670,50 +692,6 @@ fn refusal(front: &PostgresFront, error: NoBackend) -> Vec<u8> {
     match error {
         NoBackend::Refused(_, error) => error,
         error => written(&unreachable_fault(front, &error)),
-    }
-}
-
-/// A new connection with all the session has, tried for as long as a client may be held.
-async fn again(front: &PostgresFront, identity: &Identity, state: &State) -> Result<Backend, Unprepared> {
-    let deadline = clock::tick() + front.turnstile.longest();
-    loop {
-        match prepare_here(front, identity, state).await {
-            Err(Unprepared::None(error)) if error.passes() && clock::tick() < deadline => {
-                tokio::time::sleep(REST).await;
-            }
-            made => return made,
-        }
-    }
-}
-
-/// One to where the primary is now.
-async fn prepare_here(
-    front: &PostgresFront,
-    identity: &Identity,
-    state: &State,
-) -> Result<Backend, Unprepared> {
-    let active = front.active();
-    prepare(front, identity, active.generation, &active.zone, state).await
-}
-
-async fn prepare(
-    front: &PostgresFront,
-    identity: &Identity,
-    generation: u64,
-    zone: &Arc<str>,
-    state: &State,
-) -> Result<Backend, Unprepared> {
-    let mut backend = open(front, identity, generation, zone, false).await.map_err(Unprepared::None)?;
-    if state.is_empty() {
-        return Ok(backend);
-    }
-    match backend.replay(state, front.catalogue_in(zone).as_deref()).await {
-        Ok(lost) if lost.is_empty() => Ok(backend),
-        Ok(lost) => {
-            backend.close().await;
-            Err(Unprepared::Lost(lost))
-        }
-        Err(error) => Err(Unprepared::None(error)),
     }
 }
 

@@ -68,6 +68,10 @@ struct State {
     parked: usize,
     /// Parked sessions that are getting ready for the next zone.
     preparing: usize,
+    /// Parked sessions that have at their server what another one might get.
+    claims: usize,
+    /// How often those were told to go back.
+    called: u64,
     /// Parked sessions whose client waits.
     held: usize,
     refused: u64,
@@ -151,6 +155,17 @@ impl Turnstile {
         if self.closed.load(SeqCst) != CLOSED {
             state.ramp = None;
             self.turn(&mut state, CLOSED, None);
+        }
+    }
+
+    /// Whoever lost its connection at `zone` may get ready to go back there. Sessions with a [`Claim`] count as getting ready until they have heard of
+    /// it. Nothing happens where sessions that only read go on.
+    pub fn go_back(&self, zone: Arc<str>) {
+        let mut state = self.state();
+        if self.closed.load(SeqCst) == CLOSED {
+            state.called += 1;
+            state.preparing += state.claims;
+            self.turn(&mut state, CLOSED, Some(zone));
         }
     }
 
@@ -399,6 +414,13 @@ impl Seat {
         Preparing(Arc::clone(&self.turnstile))
     }
 
+    /// It has at its server what another one might get.
+    pub fn claim(&self) -> Claim {
+        let mut state = self.turnstile.state();
+        state.claims += 1;
+        Claim { turnstile: Arc::clone(&self.turnstile), heard: state.called }
+    }
+
     /// Its client waits, until the guard is dropped.
     pub fn hold(&self) -> Result<Held, Refused> {
         let mut state = self.turnstile.state();
@@ -430,6 +452,30 @@ pub struct Preparing(Arc<Turnstile>);
 impl Drop for Preparing {
     fn drop(&mut self) {
         self.0.change(|state| state.preparing -= 1);
+    }
+}
+
+/// See [`Seat::claim`].
+pub struct Claim {
+    turnstile: Arc<Turnstile>,
+    heard: u64,
+}
+
+impl Claim {
+    /// It was told to go back, and is getting ready by now, or need not.
+    pub fn hear(&mut self) {
+        let heard = &mut self.heard;
+        self.turnstile.change(|state| {
+            state.preparing -= (state.called - *heard) as usize;
+            *heard = state.called;
+        });
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.hear();
+        self.turnstile.state().claims -= 1;
     }
 }
 

@@ -226,6 +226,11 @@ pub fn ask_isolation(out: &mut Vec<u8>) {
 pub struct Unreadable;
 
 impl State {
+    /// It has what another session might get, or miss, meanwhile.
+    pub fn is_claimed(&self) -> bool {
+        !self.locks.is_empty() || !self.channels.is_empty()
+    }
+
     /// Takes one DataRow of the answer.
     pub fn take(&mut self, row: &[u8]) -> Result<(), Unreadable> {
         let values = message::row(row).ok_or(Unreadable)?;

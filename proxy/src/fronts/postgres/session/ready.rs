@@ -1,12 +1,14 @@
-//! A connection to the next primary, made while its client waits.
+//! A connection with all that a session has, made while its client waits: to the next primary ahead, or to the one that there is.
 
 use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
-use super::super::backend::Backend;
-use super::super::front::Active;
-use super::Unprepared;
+use super::super::backend::{Backend, Identity};
+use super::super::front::{Active, PostgresFront};
+use super::super::protocol::state::State;
+use super::{REST, Unprepared, open};
+use crate::clock;
 
 type Making = JoinHandle<Result<Backend, Unprepared>>;
 
@@ -40,6 +42,54 @@ impl Ready {
         }
         let backend = making.await.ok().and_then(Result::ok)?.living(true).await?;
         Some(Backend { generation: active.generation, ..backend })
+    }
+}
+
+/// A new connection with all the session has, tried for as long as a client may be held.
+pub(super) async fn again(
+    front: &PostgresFront,
+    identity: &Identity,
+    state: &State,
+) -> Result<Backend, Unprepared> {
+    let deadline = clock::tick() + front.turnstile.longest();
+    loop {
+        match prepare_here(front, identity, state).await {
+            Err(Unprepared::None(error)) if error.passes() && clock::tick() < deadline => {
+                tokio::time::sleep(REST).await;
+            }
+            made => return made,
+        }
+    }
+}
+
+/// One to where the primary is now.
+pub(super) async fn prepare_here(
+    front: &PostgresFront,
+    identity: &Identity,
+    state: &State,
+) -> Result<Backend, Unprepared> {
+    let active = front.active();
+    prepare(front, identity, active.generation, &active.zone, state).await
+}
+
+pub(super) async fn prepare(
+    front: &PostgresFront,
+    identity: &Identity,
+    generation: u64,
+    zone: &Arc<str>,
+    state: &State,
+) -> Result<Backend, Unprepared> {
+    let mut backend = open(front, identity, generation, zone, false).await.map_err(Unprepared::None)?;
+    if state.is_empty() {
+        return Ok(backend);
+    }
+    match backend.replay(state, front.catalogue_in(zone).as_deref()).await {
+        Ok(lost) if lost.is_empty() => Ok(backend),
+        Ok(lost) => {
+            backend.close().await;
+            Err(Unprepared::Lost(lost))
+        }
+        Err(error) => Err(Unprepared::None(error)),
     }
 }
 

@@ -99,7 +99,12 @@ impl Session {
         }
         let mut left = shelf.wait();
         loop {
-            let held = self.wait(turns).await?;
+            let mut goes_back = |session: &Self, turn: &Turn| {
+                if session.goes_back(turn).is_some() {
+                    ready = Ready::default();
+                }
+            };
+            let held = self.wait(turns, &mut goes_back).await?;
             self.was_held(held);
             let has_one = self.share.as_ref().is_some_and(|share| share.place.is_some());
             if has_one {
