@@ -431,11 +431,11 @@ mod tests {
             );
             let history = data::read(&export, 10_000).expect("valid");
             let found = measured(&history, &history.steps[0], [0, 1], primary).utilization;
-            ["a", "b"].map(|zone| found[zone].clone().expect("known"))
+            ["a", "b"].map(|zone| found[zone].clone().expect("known").to_string())
         };
-        assert_eq!(busy(0.0, 0), [0.9, 0.0]);
-        assert_eq!(busy(0.0, 1), [0.0, 0.9]);
-        assert_eq!(busy(0.2, 1), [0.9, 0.2], "a feed says so, whoever serves");
+        assert_eq!(busy(0.0, 0), ["0.9", "0"]);
+        assert_eq!(busy(0.0, 1), ["0", "0.9"]);
+        assert_eq!(busy(0.2, 1), ["0.9", "0.2"], "a feed says so, whoever serves");
     }
 
     /// Every way of serving, by trying them all.

@@ -237,8 +237,7 @@ mod tests {
                 Step::Anew | Step::Computed | Step::Sequence => None,
             };
             let when = match sql {
-                Some("SET NOT NULL") => When::CaughtUp,
-                Some("SET DEFAULT 'b'") => When::CaughtUp,
+                Some("SET NOT NULL" | "SET DEFAULT 'b'") => When::CaughtUp,
                 Some("DROP DEFAULT") if !there.contains("nextval(") => When::CaughtUp,
                 Some("DROP EXPRESSION") => When::Needed,
                 _ => When::Now,
