@@ -144,18 +144,25 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     let mut lead = None;
 
     // Ended at the last moment, it is ended.
-    let terminated = async { tokio::time::timeout(Duration::ZERO, terminate.recv()).await.is_ok() };
+    let mut told_to_end = false;
+    let mut terminated = || {
+        let told = async { tokio::time::timeout(Duration::ZERO, terminate.recv()).await.is_ok() };
+        told_to_end = told_to_end || runtime.block_on(told);
+        told_to_end
+    };
     let mut holder = None;
     if let Some(mut election) = Election::of(&config)? {
         let heard = (&mut heard, &*upgrade, &mut hang_up);
         let standing = standing::until_it_leads(&mut election, &belongings, state.clone(), &sockets, heard);
         if !runtime.block_on(standing)? {
-            if upgrade.begun() && !runtime.block_on(terminated) {
+            if upgrade.begun() && !terminated() {
                 // Its zone's half of a stream ends with a word to the other one.
                 stop.cancel();
                 tasks.close();
                 runtime.block_on(ended(&tasks, &history, &audit));
-                return succeeded(&upgrade, &sockets);
+                if !terminated() {
+                    return succeeded(&upgrade, &sockets);
+                }
             }
             if upgrade.begun() {
                 // No next program has what it was about to take.
@@ -298,12 +305,14 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         let error = upgrade.execute(upgrade::nothing_handed_over()?);
         return Err(error).context("the program cannot be executed anew");
     }
-    if upgrade.begun() && !runtime.block_on(terminated) {
+    if upgrade.begun() && !terminated() {
         if let Some(traces) = &traces {
             traces.end(LAST_WRITE);
         }
         groups::end_all();
-        return succeeded(&upgrade, &sockets);
+        if !terminated() {
+            return succeeded(&upgrade, &sockets);
+        }
     }
     tracing::info!("godwit ends");
     notify::tell(notify::State::Stopping);

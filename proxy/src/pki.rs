@@ -97,6 +97,13 @@ pub fn make<'a, H: Into<Holder<'a>> + Copy>(
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(&key, &issuer).map_err(&fails)?;
+        // Of a call that broke off: nobody was given a certificate for it.
+        match std::fs::remove_file(&key_path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(file("write", &key_path)(error));
+            }
+            _ => {}
+        }
         write_new(&key_path, &key.serialize_pem(), 0o600)?;
         write_new(&path, &certificate.pem(), 0o644)?;
         made.extend([path, key_path]);
@@ -112,15 +119,25 @@ fn authority(directory: &Path, made: &mut Vec<PathBuf>) -> Result<Issuer<'static
         let key = KeyPair::from_pem(&read(&key_path)?).map_err(&fails)?;
         return Issuer::from_ca_cert_pem(&read(&path)?, key).map_err(&fails);
     }
-    let key = KeyPair::generate().map_err(&fails)?;
+    // An earlier call may have broken off after it; it is the authority's, and never replaced.
+    let kept = key_path.exists();
+    let key = if kept {
+        KeyPair::from_pem(&std::fs::read_to_string(&key_path).map_err(file("read", &key_path))?)
+    } else {
+        KeyPair::generate()
+    };
+    let key = key.map_err(&fails)?;
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "godwit link authority");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let certificate = params.self_signed(&key).map_err(&fails)?;
-    write_new(&key_path, &key.serialize_pem(), 0o600)?;
+    if !kept {
+        write_new(&key_path, &key.serialize_pem(), 0o600)?;
+    }
     write_new(&path, &certificate.pem(), 0o644)?;
-    made.extend([path, key_path]);
+    made.push(path);
+    made.extend((!kept).then_some(key_path));
     Ok(Issuer::new(params, key))
 }
 
@@ -142,6 +159,16 @@ mod tests {
         let authority = std::fs::read(directory.path().join("ca.pem")).expect("ca.pem");
         let made = make(directory.path(), &["a", "b"]).expect("second call");
         assert_eq!(made.len(), 2, "only node b is new");
+        // A call that broke off between a key and its certificate.
+        let key = |name: &str| std::fs::read(directory.path().join(name)).expect("a key");
+        let (of_node, of_authority) = (key("b.key"), key("ca.key"));
+        std::fs::remove_file(directory.path().join("b.pem")).expect("b.pem");
+        make(directory.path(), &["b"]).expect("it goes on");
+        assert_ne!(key("b.key"), of_node);
+        let another = tempfile::tempdir().expect("temporary directory");
+        std::fs::write(another.path().join("ca.key"), &of_authority).expect("ca.key");
+        make(another.path(), &["a"]).expect("with the key that there is");
+        assert_eq!(std::fs::read(another.path().join("ca.key")).expect("ca.key"), of_authority);
         for wrong in ["bad name", "", "../b", "-b"] {
             assert!(matches!(make(directory.path(), &[wrong]), Err(PkiError::Name(_))), "{wrong:?}");
         }

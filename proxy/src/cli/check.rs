@@ -138,8 +138,8 @@ fn summary(path: &Path, config: &Config) -> String {
             zone.link.as_ref().map_or("no link".into(), |link| format!("link {link}")),
         ]);
     }
-    for name in config.drivers.keys() {
-        rows.push(vec!["driver".into(), name.clone(), "process".into()]);
+    for (name, driver) in &config.drivers {
+        rows.push(vec!["driver".into(), name.clone(), driver.kind().into()]);
     }
     for resource in config.resources.values() {
         rows.push(vec![

@@ -242,6 +242,10 @@ impl Machine {
         if let Some(reply) = self.retiring.leaving.take() {
             // Whoever has this name next has nothing to do with it.
             let done = done.map_err(Denied::Failed);
+            if done.is_err() && self.hands.policy().shadow_enabled {
+                // It stays, with its shadow.
+                self.take(Event::ShadowEnabled);
+            }
             let _ = reply.send(done.and_then(|()| self.forget_retirement().map_err(Denied::Journal)));
             return;
         }

@@ -177,13 +177,15 @@ fn judge(slots: &[SlotInfo], rules: &SlotRules, zone: &str) -> Standing {
 }
 
 /// The slots among a zone's that an undone move made for its way back, once it has had time to drop them itself, or that a stream had which a takeover
-/// ended without its source: but those of the stream that there is.
-fn left_over(slots: &[SlotInfo], zone: &Zone, state: &State, lasted: Duration) -> Vec<String> {
-    if !is_over(state, lasted) {
+/// ended without its source: but those of the stream that there is. Where there is to be no shadow (`wanted`), all that its stream had, which could not be
+/// ended then.
+fn left_over(slots: &[SlotInfo], zone: &Zone, state: &State, lasted: Duration, wanted: bool) -> Vec<String> {
+    let unwanted = state.phase == Phase::Idle && !wanted && lasted >= AGAIN;
+    if !unwanted && !is_over(state, lasted) {
         return Vec::new();
     }
     let ours = slots.iter().filter(|slot| slot::is_slot_of(&slot.name, &state.resource));
-    let left = ours.filter(|slot| *zone != state.primary || !is_of_stream(slot, state));
+    let left = ours.filter(|slot| unwanted || *zone != state.primary || !is_of_stream(slot, state));
     left.map(|slot| slot.name.clone()).collect()
 }
 
@@ -312,9 +314,10 @@ impl SlotGuard {
     /// lost primary are there when that is back.
     fn tidy(&mut self, hands: &Arc<Hands>, state: &State, now: Instant) {
         let mut left = Vec::new();
+        let wanted = hands.policy().shadow_enabled;
         for zone in [&state.primary, &state.shadow] {
             let slots = self.watch.of(&zone.0).unwrap_or_default();
-            let slots = left_over(&slots, zone, state, self.lasted(now));
+            let slots = left_over(&slots, zone, state, self.lasted(now), wanted);
             if !slots.is_empty() {
                 left.push((zone.clone(), slots));
             }
@@ -336,7 +339,7 @@ impl SlotGuard {
     pub(super) fn is_tidy(&self, state: &State, now: Instant) -> bool {
         let (slots, lasted) = (self.watch.of(&state.shadow.0), self.lasted(now));
         is_over(state, lasted)
-            && slots.is_some_and(|slots| left_over(&slots, &state.shadow, state, lasted).is_empty())
+            && slots.is_some_and(|slots| left_over(&slots, &state.shadow, state, lasted, true).is_empty())
     }
 
     fn due(&self, policy: &Policy, state: &State, now: Instant) -> bool {
@@ -677,20 +680,26 @@ mod tests {
         let mut state = State::first("orders", "a".into(), "b".into(), Timestamp(1_000));
         state.generation = migration::units::Generation(2);
         let (here, there) = (state.primary.clone(), state.shadow.clone());
-        assert!(left_over(&slots, &there, &state, AGAIN).is_empty(), "there is no shadow");
-        state.phase = Phase::Shadowing;
-        assert!(left_over(&slots, &there, &state, AGAIN / 2).is_empty(), "it may be about to drop them");
+        let left =
+            |zone: &Zone, state: &State, lasted, wanted| left_over(&slots, zone, state, lasted, wanted);
         let all = ["godwit_orders_g1", "godwit_orders_g2", "godwit_orders_g2_critical", "godwit_orders_g3"];
-        assert_eq!(left_over(&slots, &there, &state, AGAIN), all, "no stream begins there");
-        assert_eq!(left_over(&slots, &here, &state, AGAIN), ["godwit_orders_g1", "godwit_orders_g3"]);
+        assert!(left(&there, &state, AGAIN, true).is_empty(), "the shadow is about to begin");
+        assert!(left(&here, &state, AGAIN / 2, false).is_empty(), "it may be about to end");
+        for zone in [&here, &there] {
+            assert_eq!(left(zone, &state, AGAIN, false), all, "there is to be no shadow");
+        }
+        state.phase = Phase::Shadowing;
+        assert!(left(&there, &state, AGAIN / 2, true).is_empty(), "it may be about to drop them");
+        assert_eq!(left(&there, &state, AGAIN, true), all, "no stream begins there");
+        assert_eq!(left(&here, &state, AGAIN, true), ["godwit_orders_g1", "godwit_orders_g3"]);
         // Of a way back, too, after which an old primary soaks on; not while one is under way.
         let limits = migration::cutover::Limits::of(
             &Policy::new(migration::policy::PolicyParts::default()).expect("defaults"),
         );
         let mut state = state.undoing("m1", limits, "x", Timestamp(1_000));
-        assert!(left_over(&slots, &there, &state, AGAIN).is_empty());
+        assert!(left(&there, &state, AGAIN, true).is_empty());
         state.phase = Phase::Soaking;
-        assert_eq!(left_over(&slots, &there, &state, AGAIN), all);
+        assert_eq!(left(&there, &state, AGAIN, true), all);
     }
 
     #[test]

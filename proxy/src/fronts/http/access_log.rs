@@ -294,7 +294,11 @@ impl LogFile {
             self.lost.fetch_add(1, Relaxed);
             return Ok(());
         };
-        file.write_all(line)
+        let written = file.write_all(line);
+        if written.is_err() {
+            self.lost.fetch_add(1, Relaxed);
+        }
+        written
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -310,7 +314,13 @@ impl LogFile {
                 return Ok(());
             }
         }
-        self.file = Some(append(&self.path)?);
+        let another = append(&self.path)?;
+        if let Some(mut file) = self.file.replace(another)
+            && file.flush().is_err()
+        {
+            let lines = file.buffer().iter().filter(|byte| **byte == b'\n').count();
+            self.lost.fetch_add(lines as u64, Relaxed);
+        }
         Ok(())
     }
 }
@@ -325,6 +335,20 @@ mod tests {
     use migration::units::Ratio;
 
     use super::*;
+
+    #[test]
+    fn lines_that_a_full_disk_refuses_are_counted() {
+        let lost = Arc::new(AtomicU64::new(0));
+        let mut file = LogFile::open(Path::new("/dev/full"), Arc::clone(&lost));
+        let line = [&[b'x'; 1023][..], b"\n"].concat();
+        let refused = (0..20).filter(|_| file.append(&line).is_err()).count();
+        assert!(refused > 0 && lost.load(Relaxed) == refused as u64, "{refused}");
+        // What was taken so far goes with the file.
+        let directory = tempfile::tempdir().unwrap();
+        file.path = directory.path().join("access.log");
+        file.follow().unwrap();
+        assert_eq!(lost.load(Relaxed), 20);
+    }
 
     fn line(status: u16) -> Line<'static> {
         Line {

@@ -369,7 +369,7 @@ impl Session {
             self.count_locks(&mut state).await?;
         }
         let state = Arc::new(state);
-        let next = turn.next.filter(|_| state.stuck.is_empty());
+        let next = turn.next.clone().filter(|_| state.stuck.is_empty() && self.goes_back(&turn).is_none());
         let mut ready = next.map_or_else(Ready::default, |zone| self.get_ready(zone, &state));
         let mut claim = state.is_claimed().then(|| self.seat.claim());
         self.seat.park();

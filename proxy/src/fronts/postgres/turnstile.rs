@@ -498,6 +498,32 @@ mod tests {
 
     const WIDE: HoldLimits = HoldLimits { requests: 1, bytes: usize::MAX, time: Duration::from_mins(1) };
 
+    #[tokio::test]
+    async fn who_claims_something_is_waited_for_until_it_is_back() {
+        let turnstile = Turnstile::new(WIDE);
+        let prepared = || futures_util::FutureExt::now_or_never(turnstile.prepared()).is_some();
+        let mut seat = turnstile.sit();
+        assert!(seat.resume(false));
+        turnstile.go_back("a".into());
+        assert!(!turnstile.turns().borrow().closed && prepared(), "nobody waits");
+        turnstile.close();
+        let mut claim = seat.claim();
+        seat.park();
+        assert!(prepared());
+        turnstile.go_back("a".into());
+        let turn = turnstile.turns().borrow().clone();
+        assert!(turn.closed && turn.next.as_deref() == Some("a") && !prepared());
+        let preparing = seat.prepare();
+        claim.hear();
+        assert!(!prepared());
+        drop(preparing);
+        assert!(prepared());
+        turnstile.go_back("a".into());
+        assert!(!prepared());
+        drop(claim);
+        assert!(prepared(), "who has gone is not waited for");
+    }
+
     /// The clock stands still but for what `advance` does.
     #[tokio::test(start_paused = true)]
     async fn a_ramp_lets_twice_as_many_go_on_each_time() {

@@ -86,11 +86,13 @@ impl Session {
     ) -> Result<(), End> {
         self.client_wants(shutdown).await?;
         self.key.waits();
+        let turn = turns.borrow_and_update().clone();
+        let goes_back = self.goes_back(&turn).is_some();
         let Some(share) = &mut self.share else { return Ok(()) };
         let (shelf, profile) = (Arc::clone(&share.shelf), Arc::clone(&share.profile));
-        let turn = turns.borrow_and_update().clone();
         let mut ready = Ready::default();
         if turn.holds(self.relay.reads)
+            && !goes_back
             && let Some(zone) = turn.next
             && let Some(place) = shelf.free()
         {
