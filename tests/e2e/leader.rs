@@ -1,7 +1,7 @@
 //! A leader node under test: the program as a process, its playground, and a client of its API.
 
 use std::fmt::Debug;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -98,6 +98,14 @@ impl<'a> Leader<'a> {
     pub(crate) fn start(playground: &'a Playground, environment: &[(&str, &str)]) -> Result<Self> {
         let node = Node::start(Path::new(PROGRAM), &playground.config, environment)?;
         Ok(Self { node, client: Client::new(&playground.admin.to_string()), playground })
+    }
+
+    /// One whose migrations stand still at the phases that the directory has files of; see `GODWIT_TEST_STOPS`.
+    pub(crate) fn that_stops(playground: &'a Playground) -> Result<(Self, PathBuf)> {
+        let stops = playground.directory.join("stops");
+        std::fs::create_dir_all(&stops)?;
+        let leader = Self::start(playground, &[("GODWIT_TEST_STOPS", &stops.to_string_lossy())])?;
+        Ok((leader, stops))
     }
 
     pub(crate) async fn view(&self) -> Result<ResourceView> {

@@ -22,10 +22,8 @@ fn state(playground: &Playground) -> PathBuf {
 
 /// A leader that follows, and stands still once a commit is in its journal: then there is a file of that name.
 async fn stops_at_a_commit(playground: &Playground) -> Result<(Leader<'_>, PathBuf)> {
-    let stops = playground.directory.join("stops");
-    std::fs::create_dir(&stops)?;
+    let (mut leader, stops) = Leader::that_stops(playground)?;
     std::fs::write(stops.join("committed"), "")?;
-    let mut leader = Leader::start(playground, &[("GODWIT_TEST_STOPS", &stops.to_string_lossy())])?;
     leader.ready().await?;
     Ok((leader, stops.join("committed.reached")))
 }

@@ -178,9 +178,7 @@ async fn the_way_back_fills_no_disk_while_the_old_zone_is_away() -> Result<()> {
         .replace("replication: {mode: async}", &RULES.replace("reseed: manual", "reseed: auto"));
     let playground = Playground::start(&options).await?;
     let [near, far] = &playground.zones;
-    let stops = playground.directory.join("stops");
-    std::fs::create_dir_all(&stops)?;
-    let mut leader = Leader::start(&playground, &[("GODWIT_TEST_STOPS", stops.to_str().context("a path")?)])?;
+    let (mut leader, stops) = Leader::that_stops(&playground)?;
     leader.ready().await?;
     let primary = connect(far).await?;
     let old = connect(near).await?;

@@ -201,9 +201,7 @@ async fn a_shadow_takes_over_in_the_middle_of_an_undone_move() -> Result<()> {
         .replace("cooldown: 12s", "cooldown: 1s");
     let playground = Playground::start(&options).await?;
     let [near, far] = &playground.zones;
-    let stops = playground.directory.join("stops");
-    std::fs::create_dir_all(&stops)?;
-    let mut leader = Leader::start(&playground, &[("GODWIT_TEST_STOPS", stops.to_str().context("a path")?)])?;
+    let (mut leader, stops) = Leader::that_stops(&playground)?;
     leader.ready().await?;
     let load = load(&playground, 80.0, "undone");
     writes(&load).await?;
