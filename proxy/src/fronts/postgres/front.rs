@@ -435,12 +435,14 @@ impl Registered {
         lock(&self.slot).waits.get_or_insert(false);
     }
 
-    /// What it waited with is passed on now; what it was asked to cancel is cancelled there. A server hears of that on another way, which is longer.
-    pub(super) fn goes_on(&self) {
+    /// The client waits no more. Whether somebody asked to cancel what it waited with.
+    pub(super) fn goes_on(&self) -> bool {
+        lock(&self.slot).waits.take() == Some(true)
+    }
+
+    /// Cancels what the session does there.
+    pub(super) fn cancel(&self) {
         let mut whereabouts = lock(&self.slot);
-        if whereabouts.waits.take() != Some(true) {
-            return;
-        }
         let Some(target) = whereabouts.target.clone() else { return };
         whereabouts.cancelled = true;
         let front = Arc::clone(&self.front);

@@ -220,6 +220,8 @@ struct Eyes {
     statements: metrics::Histogram,
     /// The process ends: so does the session, between transactions.
     leaving: bool,
+    /// What the client waited with is to be cancelled as soon as it was passed on.
+    cancels: bool,
     /// Where its connections come from, if it shares them.
     shelf: Option<Arc<Shelf>>,
 }
@@ -227,7 +229,7 @@ struct Eyes {
 impl Eyes {
     fn new(front: &Arc<PostgresFront>, zone: Arc<str>, shelf: Option<Arc<Shelf>>) -> Self {
         let statements = front.meters.statements(&zone);
-        Self { front: Arc::clone(front), statements, zone, leaving: false, shelf }
+        Self { front: Arc::clone(front), statements, zone, leaving: false, cancels: false, shelf }
     }
 }
 
@@ -303,7 +305,16 @@ impl Session {
                     self.eyes.leaving = changed.is_err() || *shutdown.borrow();
                     continue;
                 }
+                // The relay is polled before that: what the client has sent is under way by then.
+                () = tokio::task::yield_now(), if self.eyes.cancels => {
+                    self.eyes.cancels = false;
+                    self.key.cancel();
+                    continue;
+                }
             };
+            if matches!(event, Event::Boundary) {
+                self.eyes.cancels = false;
+            }
             match event {
                 Event::Boundary if self.eyes.leaving => return leaving(),
                 Event::Boundary => {
@@ -384,7 +395,7 @@ impl Session {
         };
         let held = self.wait(turns, &mut goes_back).await?;
         let outcome = self.resume(&state, &mut ready).await;
-        self.key.goes_on();
+        self.eyes.cancels = self.key.goes_on();
         self.was_held(held);
         outcome
     }

@@ -141,7 +141,7 @@ impl Session {
             share.on = profile;
         }
         self.place(backend, has)?;
-        self.key.goes_on();
+        self.eyes.cancels = self.key.goes_on();
         Ok(())
     }
 
